@@ -1,0 +1,59 @@
+# The habits: demo test check bench docs. Each sets up what it needs; the second time that takes seconds.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 /usr/bin/python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+BIN := .venv/bin
+UV := UV_FIND_LINKS="$${PIP_FIND_LINKS-}" UV_NO_PROGRESS=1 $(BIN)/uv
+FRAMEWORK ?= keras
+JOBS ?= 2
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-core test-frameworks check lint types docs setup clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fitwire needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up .venv (a minute the first time) ..."
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(UV) pip install --quiet -p $(BIN)/python -e '.[dev]'
+	@touch $@
+
+demo: .venv/.ready
+	@$(BIN)/fitwire demo --framework $(FRAMEWORK)
+
+test: test-frameworks test-core
+
+# Everything, once, on the main interpreter; the Keras door again on each other backend.
+test-frameworks: .venv/.ready
+	$(BIN)/python -m pytest -q -n $(JOBS) tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q tests/test_keras.py
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q tests/test_keras.py
+
+# The core on every other Python that is installed.
+test-core: .venv/.ready
+	@for v in 3.12 3.13; do \
+	  py=; for p in python$$v "$$HOME"/.pyenv/versions/$$v.*/bin/python; do "$$p" -c '' 2>/dev/null && py=$$p && break; done; \
+	  if [ -z "$$py" ]; then echo "Python $$v is not installed: skipped"; continue; fi; \
+	  echo "core tests on Python $$v"; \
+	  if [ ! -e .venv-$$v/.ready ] || [ pyproject.toml -nt .venv-$$v/.ready ]; then \
+	    "$$py" -m venv --without-pip --clear .venv-$$v && $(UV) pip install --quiet -p .venv-$$v/bin/python -e '.[test]' && touch .venv-$$v/.ready || exit 1; \
+	  fi; \
+	  .venv-$$v/bin/python -m pytest -q -n $(JOBS) -m 'not framework' tests || exit 1; \
+	done
+
+check: lint types test
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.ready
+	$(BIN)/pyright
+
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .venv-* site dist build

@@ -1,0 +1,1 @@
+"""Stream a training, live, from wherever it runs to whoever watches."""

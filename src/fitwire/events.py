@@ -1,0 +1,461 @@
+"""What is said: typed events ⇄ the parts of a block.
+
+An event is frozen and checked at birth. This module knows what records mean; it does not know how bytes are laid out
+(``protocol/blocks.py``), who sends them, or when. Metrics travel many rows at a time, as float64 columns, so that NaN
+and infinities are exact; everything else is small fields and, for samples, raw arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from fitwire.errors import DecodeError, EncodeError
+from fitwire.protocol.arrays import Array, decode_array, encode_array
+from fitwire.protocol.blocks import Buffer, Kind, Message, decode_json, encode_json
+
+__all__ = [
+    "ROLES",
+    "Alert",
+    "Described",
+    "Dropped",
+    "EpochEnded",
+    "Event",
+    "Log",
+    "MetricRows",
+    "Metrics",
+    "Per",
+    "RunEnded",
+    "RunStarted",
+    "Sample",
+    "decode_events",
+    "encode_event",
+    "encode_rows",
+    "explode",
+]
+
+Per = Literal["batch", "epoch", "time"]
+"""What one point of a curve stands for: a batch, an epoch, or a moment (system gauges)."""
+
+Level = Literal["debug", "info", "warning", "error"]
+Status = Literal["finished", "failed", "interrupted"]
+
+ROLES = (
+    "image", "target", "prediction", "mask", "heatmap", "keypoints", "boxes", "series", "classes", "text", "input",
+)  # fmt: skip
+"""What an array of a sample is, so that a view can draw it; any other name is drawn by its shape."""
+
+MAX_NAME = 256
+"""Characters of a metric's or sample's name."""
+MAX_TEXT_BYTES = 2**20
+"""A config, traceback or note as JSON; longer ones are cut where they are made."""
+INLINE_BYTES = 1024
+"""Fields longer than this travel as a buffer, so that frame 1 stays small."""
+
+COLUMNS = ("step", "epoch", "batch", "time")
+"""Columns before the values; an absent epoch or batch is NaN."""
+
+
+def _check_name(kind: str, name: object) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        raise ValueError(f"{kind} name {str(name)[:40]!r} needs 1 to {MAX_NAME} characters")
+
+
+def _check_choice(what: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{what} is {str(value)[:40]!r}: pass one of {', '.join(get_args(choices))}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    """What every event carries.
+
+    Attributes:
+        time: Unix seconds at the trainer when it was said.
+        rank: Process that said it; 0 when training is not distributed.
+        step: Index of the last optimizer step done, from 0 per run; None before the first.
+    """
+
+    time: float = 0.0
+    rank: int = 0
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(_Said):
+    """A training began, or began again as a new incarnation.
+
+    Attributes:
+        name: The run's name, for people.
+        project: What it belongs to.
+        group: Runs that belong together, e.g. folds; None without one.
+        tags: Words to find it by.
+        config: What the user set: hyper-parameters, plain JSON values.
+        info: What was found: framework, versions, host, pid, world_size, totals, model, optimizer.
+    """
+
+    name: str
+    project: str = "default"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        _check_name("run", self.name)
+        _check_name("project", self.project)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described(_Said):
+    """Something about the run was added or changed; ``values`` are merged over what was known.
+
+    Attributes:
+        what: ``"config"`` (what the user set), ``"summary"`` (results) or ``"info"`` (what was found).
+        values: Plain JSON values.
+    """
+
+    what: Literal["config", "summary", "info"]
+    values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.what not in ("config", "summary", "info"):
+            raise ValueError(f"what is {str(self.what)[:40]!r}: pass config, summary or info")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics(_Said):
+    """Values at one step.
+
+    Attributes:
+        values: Name to number; NaN and infinities as they were.
+        per: ``"batch"``, or ``"time"`` for system gauges.
+        epoch: From 0; None when the loop has none.
+        batch: Within its epoch, from 0; None when not told.
+    """
+
+    values: Mapping[str, float]
+    per: Per = "batch"
+    epoch: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochEnded(Metrics):
+    """Values of a whole epoch, validation included."""
+
+    per: Per = "epoch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample(_Said):
+    """Model inputs, targets and outputs for a few examples, taken at one step.
+
+    Attributes:
+        name: What it shows, e.g. ``"masks"``.
+        arrays: By role or name (``"image"``, ``"target"``, ``"prediction"`` …): shape ``(examples, ...)``, the dtype
+            they had; ``text`` is an array of str.
+        epoch: From 0; None when the loop has none.
+    """
+
+    name: str
+    arrays: Mapping[str, Array]
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("sample", self.name)
+        if not self.arrays:
+            raise ValueError(f"sample {self.name!r} holds no array: pass image=, target=, prediction= …")
+        for key, values in self.arrays.items():
+            _check_name("array", key)
+            if values.ndim == 0 or len(values) == 0:
+                raise ValueError(f"sample {self.name!r}: {key} needs shape (examples, ...), got {values.shape}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log(_Said):
+    """A line of text from the trainer.
+
+    Attributes:
+        text: What it says.
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+    """
+
+    text: str
+    level: Level = "info"
+
+    def __post_init__(self) -> None:
+        _check_choice("level", self.level, Level)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert(_Said):
+    """Something the trainer wants a person to see.
+
+    Attributes:
+        title: In a few words.
+        text: In full.
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+    """
+
+    title: str
+    text: str = ""
+    level: Level = "warning"
+
+    def __post_init__(self) -> None:
+        _check_choice("level", self.level, Level)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(_Said):
+    """A training ended.
+
+    Attributes:
+        status: ``finished``, ``failed`` or ``interrupted``.
+        reason: One line: why; empty when it finished.
+        traceback: The exception's, when there was one.
+    """
+
+    status: Status
+    reason: str = ""
+    traceback: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice("status", self.status, Status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped(_Said):
+    """Records that were accepted and had to be given up, in their own place.
+
+    Attributes:
+        count: How many.
+        what: Their kind: ``"sample"`` or ``"metrics"``.
+        reason: Why.
+    """
+
+    count: int
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MetricRows:
+    """Many rows of one set of metrics, as they travel.
+
+    Attributes:
+        names: Of the ``k`` metrics.
+        per: What a row stands for.
+        columns: float64 ``(4 + k, n)``: step, epoch, batch, time (Unix seconds), then the values; an absent epoch or
+            batch is NaN.
+        rank: Process that said it.
+    """
+
+    names: tuple[str, ...]
+    per: Per
+    columns: Array
+    rank: int = 0
+
+    def __len__(self) -> int:
+        return int(self.columns.shape[1])
+
+
+Event = RunStarted | Described | Metrics | EpochEnded | Sample | Log | Alert | RunEnded | Dropped
+
+_TYPES: dict[str, type[Any]] = {
+    "run_started": RunStarted,
+    "described": Described,
+    "log": Log,
+    "alert": Alert,
+    "run_ended": RunEnded,
+    "dropped": Dropped,
+    "sample": Sample,
+}
+_WORDS = {cls: word for word, cls in _TYPES.items()}
+
+Part = tuple[dict[str, Any], list[tuple[dict[str, Any], Buffer]]]
+
+
+def encode_rows(
+    names: Sequence[str], per: Per, rows: Sequence[tuple[float, float, float, float]], values: Sequence[Sequence[float]]
+) -> Part:
+    """Encode rows of one metric set as a part of a block.
+
+    Args:
+        names: Of the ``k`` metrics.
+        per: What a row stands for.
+        rows: ``n`` times step, epoch, batch, time; NaN for what is absent.
+        values: ``n`` times ``k`` numbers.
+    """
+    columns = np.empty((len(COLUMNS) + len(names), len(rows)))
+    columns[: len(COLUMNS)] = np.array(rows, dtype=np.float64).T
+    if names:
+        columns[len(COLUMNS) :] = np.array(values, dtype=np.float64).T
+    header, data = encode_array(columns)
+    return {"t": "metrics", "n": len(rows), "per": per, "names": list(names)}, [(header, data)]
+
+
+def encode_event(event: Event) -> Part:
+    """Encode one event other than metrics as a part of a block, with the buffers it needs.
+
+    Raises:
+        EncodeError: It holds what cannot travel.
+    """
+    word = _WORDS.get(type(event))
+    if word is None:
+        raise EncodeError(f"{type(event).__name__} does not travel as a single event")
+    fields: dict[str, Any] = {"time": event.time}
+    if event.step is not None:
+        fields["step"] = event.step
+    buffers: list[tuple[dict[str, Any], Buffer]] = []
+    for key in event.__dataclass_fields__:
+        if key in ("time", "rank", "step", "arrays"):
+            continue
+        value = getattr(event, key)
+        if value is not None:
+            fields[key] = list(cast("tuple[str, ...]", value)) if isinstance(value, tuple) else value
+    if isinstance(event, Sample):
+        for key, values in event.arrays.items():
+            if values.dtype.kind == "U":
+                text = encode_json({"text": values.tolist()})
+                buffers.append(({"dtype": "|u1", "shape": [len(text)], "name": key, "as": "text"}, text))
+            else:
+                header, data = encode_array(values)
+                buffers.append((header | {"name": key}, data))
+    part: dict[str, Any] = {"t": word}
+    if isinstance(event, Dropped):
+        part["n"] = event.count
+    text = encode_json(fields)
+    if len(text) > MAX_TEXT_BYTES:
+        raise EncodeError(f"{word} of {len(text):,} bytes, at most {MAX_TEXT_BYTES:,}")
+    if len(text) > INLINE_BYTES:
+        buffers.insert(0, ({"dtype": "|u1", "shape": [len(text)], "as": "fields"}, text))
+    else:
+        part["f"] = fields
+    return part, buffers
+
+
+def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[int, MetricRows | Event]]:
+    """Yield what a block says, each with the sequence number of its first record.
+
+    Types this version does not know are passed over. A ``GAP`` reads as :class:`Dropped`.
+
+    Args:
+        message: A decoded block whose counts and sizes were checked (``blocks.block_of``), or one without its
+            buffers when ``arrays`` is false.
+        arrays: Whether to rebuild the arrays of samples; without them ``Sample`` is yielded with empty stand-ins of
+            the right shape and dtype.
+
+    Raises:
+        DecodeError: A field is missing, of the wrong type or out of its range.
+    """
+    seq, rank = message.seq, message.sender.rank
+    if message.kind == Kind.GAP:
+        last = cast(int, message.body["to"])
+        yield seq, Dropped(count=last - seq + 1, what="records", reason=str(message.body.get("reason"))[:200], rank=rank)
+        return
+    headers = cast("list[dict[str, Any]]", message.body["buffers"])
+    at = 0
+    for part in cast("list[dict[str, Any]]", message.body["parts"]):
+        taken = part.get("b", 0)
+        if type(taken) is not int or not 0 <= taken <= len(headers) - at:
+            raise DecodeError("parts", "a part that takes buffers that are not there")
+        mine, at = range(at, at + taken), at + taken
+        count = cast(int, part.get("n", 1))
+        word = part.get("t")
+        try:
+            if word == "metrics":
+                yield seq, _decode_rows(part, count, headers, mine, message.buffers, rank)
+            elif isinstance(word, str) and word in _TYPES:
+                yield seq, _decode_event(word, part, headers, mine, message.buffers, rank, arrays)
+        except DecodeError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise DecodeError("event", f"{str(word)[:40]}: {str(error)[:120]}") from None
+        seq += count
+
+
+def _decode_rows(
+    part: dict[str, Any], count: int, headers: list[dict[str, Any]], mine: range, buffers: Sequence[Buffer], rank: int
+) -> MetricRows:
+    names, per = part.get("names"), part.get("per")
+    _check_choice("per", per, Per)
+    if not isinstance(names, list) or len(mine) != 1:
+        raise DecodeError("event", "metrics without names or columns")
+    for name in cast("list[object]", names):
+        _check_name("metric", name)
+    words = tuple(cast("list[str]", names))
+    header = headers[mine[0]]
+    if header.get("dtype") != "<f8" or header.get("shape") != [len(COLUMNS) + len(words), count]:
+        raise DecodeError("event", f"columns of {header.get('shape')} for {len(words)} metrics, {count} rows")
+    columns = decode_array(header, buffers[mine[0]])
+    steps = columns[0]
+    if not (np.isfinite(steps).all() and np.isfinite(columns[3]).all() and (np.abs(steps) < 2**53).all()):
+        raise DecodeError("event", "a step or time that is no number")
+    return MetricRows(words, cast(Per, per), columns, rank)
+
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "time": (int, float), "step": (int,), "epoch": (int,), "name": (str,), "project": (str,), "group": (str,),
+    "tags": (list,), "config": (dict,), "info": (dict,), "what": (str,), "values": (dict,), "text": (str,),
+    "level": (str,), "title": (str,), "status": (str,), "reason": (str,), "traceback": (str,), "count": (int,),
+}  # fmt: skip
+
+
+def _decode_event(
+    word: str,
+    part: dict[str, Any],
+    headers: list[dict[str, Any]],
+    mine: range,
+    buffers: Sequence[Buffer],
+    rank: int,
+    arrays: bool,
+) -> Event:
+    fields: object = part.get("f")
+    own = list(mine)
+    if fields is None and own and headers[own[0]].get("as") == "fields":
+        fields = decode_json(buffers[own.pop(0)], MAX_TEXT_BYTES) if len(buffers) else {"time": 0.0, "name": "?"}
+    if not isinstance(fields, dict):
+        raise DecodeError("event", f"{word} without fields")
+    cls = _TYPES[word]
+    known: dict[str, Any] = {"rank": rank}
+    for key, value in cast("dict[str, Any]", fields).items():
+        if key not in cls.__dataclass_fields__ or key == "rank":
+            continue
+        if isinstance(value, bool) or not isinstance(value, _FIELDS[key]):
+            raise DecodeError("event", f"{word}.{key} is a {type(value).__name__}")
+        known[key] = value
+    if not math.isfinite(known.get("time", 0.0)):
+        raise DecodeError("event", "a time that is no number")
+    if "tags" in known:
+        known["tags"] = tuple(str(tag)[:MAX_NAME] for tag in known["tags"])
+    if cls is Sample:
+        known["arrays"] = {str(headers[i].get("name")): _sample_array(headers[i], i, buffers, arrays) for i in own}
+    return cls(**known)
+
+
+def _sample_array(header: dict[str, Any], index: int, buffers: Sequence[Buffer], real: bool) -> Array:
+    if not real:
+        shape = tuple(cast("list[int]", header["shape"]))
+        # A view of one element: the right shape and dtype without the memory.
+        return np.broadcast_to(np.empty((), np.dtype(str(header["dtype"]))), shape)
+    if header.get("as") == "text":
+        texts = decode_json(buffers[index], MAX_TEXT_BYTES).get("text")
+        return np.array(texts, dtype=np.str_)
+    return decode_array(header, buffers[index])
+
+
+def explode(rows: MetricRows) -> Iterator[Metrics]:
+    """Yield rows one by one, as events."""
+    cls = EpochEnded if rows.per == "epoch" else Metrics
+    for column in rows.columns.T.tolist():
+        step, epoch, batch, time, *values = cast("list[float]", column)
+        yield cls(
+            time=time, rank=rows.rank, step=int(step), per=rows.per,
+            epoch=None if epoch != epoch else int(epoch), batch=None if batch != batch else int(batch),
+            values=dict(zip(rows.names, values, strict=True)),
+        )  # fmt: skip

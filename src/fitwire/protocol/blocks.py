@@ -1,0 +1,417 @@
+"""The one format of wire, journal and store: a message is a list of frames.
+
+Frame 0 is 48 fixed bytes, frame 1 a small strict JSON object, the rest raw buffers. A *block* is a message of kind
+``BLOCK``: a run of records of one source with contiguous sequence numbers, encoded once and then moved, never encoded
+again. This module knows how bytes are laid out, checked and bounded; what a record means stands in ``events.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NoReturn, cast
+
+from fitwire.errors import DecodeError, EncodeError
+from fitwire.protocol.arrays import MAX_ARRAY_BYTES, expected_size
+
+__all__ = [
+    "BULK",
+    "CHUNK_BYTES",
+    "LANES",
+    "MAX_HEADER_BYTES",
+    "RECORDS",
+    "VERSION",
+    "Block",
+    "Buffer",
+    "Identity",
+    "Kind",
+    "Message",
+    "decode_block",
+    "decode_json",
+    "decode_message",
+    "encode_block",
+    "encode_message",
+    "pack_frames",
+    "slice_frames",
+    "unpack_frames",
+]
+
+Buffer = bytes | memoryview
+
+VERSION = 1
+MAGIC = b"FW"
+HEAD = struct.Struct("<2sBBHHII16sQQ")
+assert HEAD.size == 48
+
+MAX_HEADER_BYTES = 64 * 2**10
+"""Frame 1's limit; longer text travels as a buffer."""
+MAX_DEPTH = 16
+"""Nesting of frame 1: nothing we say is deeper than 6, and a parser's stack is not a peer's to use."""
+MAX_BUFFERS = 64
+MAX_RECORDS = 4096
+"""Records in one block; the trainer closes a block at 256, a compacted one may hold more."""
+MAX_BLOCK_BYTES = MAX_ARRAY_BYTES + 2**20
+CHUNK_BYTES = 2**20
+"""A block larger than this crosses in pieces of this size, between which losses and heartbeats pass.
+1 MiB was the fastest size at 128 MiB on loopback."""
+
+RECORDS, BULK = 0, 1
+"""The two lanes of a source, each with sequence numbers of its own: metrics and events; samples."""
+LANES = (RECORDS, BULK)
+
+_CRC_OPEN = b'{"crc":"'
+_CRC_END = len(_CRC_OPEN) + 9  # eight hexadecimal digits and the closing quote
+
+
+class Kind(IntEnum):
+    """What a message is; a receiver ignores kinds it does not know."""
+
+    HELLO = 1
+    WELCOME = 2
+    REJECT = 3
+    BLOCK = 4
+    CHUNK = 5
+    ACK = 6
+    FETCH = 7
+    GAP = 8
+    PING = 9
+    PONG = 10
+    GOODBYE = 11
+    BYE_OK = 12
+    COMMAND = 13
+    COMMAND_ACK = 14
+    COMMAND_DONE = 15
+    ERROR = 16
+    RUNS = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who speaks: one rank of one incarnation of one run.
+
+    Attributes:
+        run: 16 bytes, all zero for a viewer or the hub.
+        incarnation: Process life of the run, Unix seconds at its start or one more than the last known.
+        rank: Process of a distributed run, from 0.
+    """
+
+    run: bytes = bytes(16)
+    incarnation: int = 0
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One decoded message.
+
+    Attributes:
+        kind: A ``Kind``, or a number this version does not know.
+        sender: Whose it is.
+        lane: 0 for records, 1 for samples.
+        seq: First sequence number, where the kind has one.
+        wall_ns: Unix time in nanoseconds when it was made.
+        body: Frame 1 without its checksum.
+        buffers: Frames 2 and on.
+    """
+
+    kind: int
+    sender: Identity = Identity()
+    lane: int = RECORDS
+    seq: int = 0
+    wall_ns: int = 0
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+    buffers: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Contiguous records of one source, encoded.
+
+    Attributes:
+        sender: Run, incarnation and rank.
+        lane: 0 for records, 1 for samples.
+        first: Sequence number of its first record; numbers begin at 1.
+        count: Number of records.
+        frames: As on the wire.
+    """
+
+    sender: Identity
+    lane: int
+    first: int
+    count: int
+    frames: tuple[Buffer, ...]
+
+    @property
+    def last(self) -> int:
+        """Sequence number of its last record."""
+        return self.first + self.count - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Size packed, in bytes."""
+        return packed_size(self.frames)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise DecodeError("json", "a key stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise DecodeError("json", f"number {text[:40]} overflows")
+    return number
+
+
+def _small_int(text: str) -> int:
+    if len(text) > 20:
+        raise DecodeError("json", f"number {text[:40]} overflows")
+    return int(text)
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise DecodeError("json", f"{text} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_float=_finite, parse_int=_small_int, parse_constant=_no_constant
+)
+
+
+def _check_tree(value: object, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise DecodeError("json", f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DecodeError("json", "a lone surrogate") from None
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, object]", value).items():
+            _check_tree(key, depth)
+            _check_tree(item, depth + 1)
+    elif isinstance(value, list):
+        for item in cast("list[object]", value):
+            _check_tree(item, depth + 1)
+
+
+def decode_json(data: Buffer, limit: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+    """Parse one JSON object, strictly.
+
+    Raises:
+        DecodeError: Over ``limit`` bytes, not UTF-8, not an object, a key twice, NaN or Infinity, a number that
+            overflows, a lone surrogate, or nesting deeper than 16.
+    """
+    if len(data) > limit:
+        raise DecodeError("size", f"a JSON text of {len(data):,} bytes, at most {limit:,}")
+    raw = bytes(data)
+    try:
+        value: object = _DECODER.decode(raw.decode())
+    except DecodeError:
+        raise
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise DecodeError("json", f"not JSON: {str(error)[:80]}") from None
+    if not isinstance(value, dict):
+        raise DecodeError("json", "not a JSON object")
+    # Walking costs more than parsing: only what could be deep, or hide a surrogate behind an escape, is walked.
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH or b"\\u" in raw:
+        _check_tree(cast(object, value), 1)
+    return cast("dict[str, Any]", value)
+
+
+def encode_json(body: dict[str, Any]) -> bytes:
+    """Write one JSON object as UTF-8.
+
+    Raises:
+        EncodeError: NaN or infinity, a lone surrogate, or something JSON has no word for.
+    """
+    try:
+        return json.dumps(body, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError) as error:  # UnicodeEncodeError is a ValueError
+        raise EncodeError(f"cannot send {str(body)[:80]}: {error}") from None
+
+
+def _checksum(head: Buffer, body: Buffer, buffers: Sequence[Buffer]) -> bytes:
+    crc = zlib.crc32(body, zlib.crc32(head))
+    for buffer in buffers:
+        crc = zlib.crc32(buffer, crc)
+    return b"%08x" % crc
+
+
+def encode_message(message: Message) -> list[Buffer]:
+    """Lay a message out as frames: 48 bytes, JSON, buffers.
+
+    The CRC32 in frame 1 is taken over frame 0, the rest of frame 1 and all buffers.
+
+    Raises:
+        EncodeError: Frame 1 would pass 64 KiB or hold what JSON cannot, or there are over 64 buffers.
+    """
+    sender = message.sender
+    if len(message.buffers) > MAX_BUFFERS:
+        raise EncodeError(f"{len(message.buffers)} arrays in one record, at most {MAX_BUFFERS}")
+    head = HEAD.pack(
+        MAGIC, VERSION, message.kind, message.lane, len(message.buffers),
+        sender.rank, sender.incarnation, sender.run, message.seq, message.wall_ns,
+    )  # fmt: skip
+    text = encode_json(message.body)
+    rest = b"," + text[1:] if message.body else b"}"
+    if len(rest) + _CRC_END > MAX_HEADER_BYTES:
+        raise EncodeError(f"a header of {len(rest):,} bytes, at most {MAX_HEADER_BYTES:,}: shorten names or values")
+    return [head, _CRC_OPEN + _checksum(head, rest, message.buffers) + b'"' + rest, *message.buffers]
+
+
+def decode_message(frames: Sequence[Buffer]) -> Message:
+    """Check and parse the frames of one message.
+
+    Raises:
+        DecodeError: Anything at all is not as :func:`encode_message` lays it out; its ``kind`` says what.
+    """
+    if not 2 <= len(frames) <= MAX_BUFFERS + 2:
+        raise DecodeError("frames", f"{len(frames)} frames")
+    head, text = frames[0], frames[1]
+    if len(head) != HEAD.size:
+        raise DecodeError("head", f"a first frame of {len(head)} bytes, not {HEAD.size}")
+    magic, version, kind, lane, count, rank, incarnation, run, seq, wall_ns = HEAD.unpack(head)
+    if magic != MAGIC:
+        raise DecodeError("magic", "not a fitwire message")
+    if version != VERSION:
+        raise DecodeError("version", f"version {version}, this is {VERSION}")
+    buffers = tuple(frames[2:])
+    if count != len(buffers) or lane not in LANES:
+        raise DecodeError("frames", f"{len(buffers)} buffers where {count} are announced, lane {lane}")
+    if len(text) > MAX_HEADER_BYTES:
+        raise DecodeError("size", f"a header of {len(text):,} bytes")
+    text = bytes(text)
+    if text[: len(_CRC_OPEN)] != _CRC_OPEN:
+        raise DecodeError("crc", "no checksum")
+    if text[len(_CRC_OPEN) : _CRC_END - 1] != _checksum(head, text[_CRC_END:], buffers):
+        raise DecodeError("crc", "the checksum does not match: bytes were changed on the way")
+    body = decode_json(text)
+    body.pop("crc", None)
+    return Message(kind, Identity(run, incarnation, rank), lane, seq, wall_ns, body, buffers)
+
+
+def encode_block(
+    sender: Identity,
+    lane: int,
+    first: int,
+    wall_ns: int,
+    parts: Sequence[dict[str, Any]],
+    buffers: Sequence[tuple[dict[str, Any], Buffer]] = (),
+) -> Block:
+    """Encode contiguous records.
+
+    Args:
+        sender: Whose records they are.
+        lane: 0 for records, 1 for samples.
+        first: Sequence number of the first.
+        wall_ns: Unix nanoseconds of the first.
+        parts: What the records say, in order; ``part["n"]`` records each (1 when absent).
+        buffers: Pairs of array header (``dtype``, ``shape``, and what else describes it) and bytes.
+
+    Raises:
+        EncodeError: As :func:`encode_message`; nothing has been sent.
+    """
+    count = sum(int(part.get("n", 1)) for part in parts)
+    body = {"n": count, "parts": list(parts), "buffers": [header for header, _ in buffers]}
+    message = Message(Kind.BLOCK, sender, lane, first, wall_ns, body, tuple(data for _, data in buffers))
+    return Block(sender, lane, first, count, tuple(encode_message(message)))
+
+
+def decode_block(frames: Sequence[Buffer]) -> tuple[Block, Message]:
+    """Check the frames of a ``BLOCK`` message down to each buffer's size.
+
+    Raises:
+        DecodeError: As :func:`decode_message`, or counts and sizes that disagree.
+    """
+    message = decode_message(frames)
+    return block_of(message, frames), message
+
+
+def block_of(message: Message, frames: Sequence[Buffer]) -> Block:
+    """Check that a decoded message is a whole block.
+
+    Raises:
+        DecodeError: Counts and sizes disagree.
+    """
+    if message.kind != Kind.BLOCK:
+        raise DecodeError("kind", f"message kind {message.kind} is not a block")
+    body = message.body
+    count, parts, headers = body.get("n"), body.get("parts"), body.get("buffers")
+    if type(count) is not int or not 1 <= count <= MAX_RECORDS:
+        raise DecodeError("count", f"{str(count)[:20]} records")
+    if not isinstance(parts, list) or not isinstance(headers, list):
+        raise DecodeError("parts", "a block without parts or buffers")
+    held = 0
+    for part in cast("list[object]", parts):
+        size = cast("dict[str, object]", part).get("n", 1) if isinstance(part, dict) else None
+        if type(size) is not int or size < 1:
+            raise DecodeError("parts", "a part that is no object or holds no record")
+        held += size
+    if held != count:
+        raise DecodeError("count", f"parts hold {held} records, {count} are announced")
+    if len(cast("list[object]", headers)) != len(message.buffers):
+        raise DecodeError("parts", "buffers and their descriptions differ in number")
+    for header, buffer in zip(cast("list[object]", headers), message.buffers, strict=True):
+        if not isinstance(header, dict):
+            raise DecodeError("parts", "a buffer's description is no object")
+        if expected_size(cast("dict[str, Any]", header))[2] != len(buffer):
+            raise DecodeError("size", "a buffer is not as long as its description says")
+    if message.seq < 1 or message.seq + count >= 2**63:
+        raise DecodeError("sequence", f"first sequence number {message.seq}")
+    return Block(message.sender, message.lane, message.seq, count, tuple(frames))
+
+
+def packed_size(frames: Sequence[Buffer]) -> int:
+    """Bytes that :func:`pack_frames` makes of them."""
+    return 4 + sum(4 + len(frame) for frame in frames)
+
+
+def _table(frames: Sequence[Buffer]) -> bytes:
+    return struct.pack(f"<I{len(frames)}I", len(frames), *map(len, frames))
+
+
+def pack_frames(frames: Sequence[Buffer]) -> bytes:
+    """Join frames into one blob: their number, their lengths (u32 little-endian), their bytes."""
+    return b"".join((_table(frames), *frames))
+
+
+def slice_frames(frames: Sequence[Buffer], start: int, size: int) -> Iterator[Buffer]:
+    """Yield bytes ``start`` to ``start + size`` of the packed form, without packing or copying large frames."""
+    end, at = start + size, 0
+    for piece in (_table(frames), *frames):
+        view = memoryview(piece)
+        low, high = max(start - at, 0), min(end - at, len(view))
+        if low < high:
+            yield view[low:high]
+        at += len(view)
+
+
+def unpack_frames(blob: Buffer) -> list[memoryview]:
+    """Take a packed blob apart again, without copying.
+
+    Raises:
+        DecodeError: Lengths do not add up.
+    """
+    view = memoryview(blob)
+    if len(view) < 4:
+        raise DecodeError("frames", "a blob too short for its table")
+    (count,) = struct.unpack_from("<I", view)
+    if not 2 <= count <= MAX_BUFFERS + 2 or len(view) < 4 + 4 * count:
+        raise DecodeError("frames", f"a blob of {count} frames")
+    sizes = struct.unpack_from(f"<{count}I", view, 4)
+    if 4 + 4 * count + sum(sizes) != len(view):
+        raise DecodeError("frames", "a blob whose lengths do not add up")
+    frames: list[memoryview] = []
+    at = 4 + 4 * count
+    for size in sizes:
+        frames.append(view[at : at + size])
+        at += size
+    return frames

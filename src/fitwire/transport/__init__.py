@@ -1,0 +1,1 @@
+"""The only sockets and the only threads: ZeroMQ for real, memory for tests."""

@@ -1,0 +1,123 @@
+"""Where a hub listens: ``ipc`` in a folder of one's own by default, TCP when asked.
+
+This module turns what a person writes into an address that is safe to use, or a sentence saying why it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import re
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fitwire.errors import AddressError
+from fitwire.transport.process import private_folder
+
+__all__ = ["Address", "data_folder", "default_address", "resolve"]
+
+MAX_IPC_PATH = 107
+"""Bytes of a Unix socket's path, the system's limit without the closing zero."""
+TCP_PORT = 9010
+"""By habit; 9000 to 9002 belong to SLEAP and to ``fitwire.message``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address, checked.
+
+    Attributes:
+        text: As ZeroMQ takes it.
+        path: Of the Unix socket; None for TCP.
+        local: Whether a hub may be started there by whoever finds none.
+    """
+
+    text: str
+    path: Path | None
+    local: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where stores lie: ``folder``, else ``FITWIRE_DIR``, else the user's data folder."""
+    chosen = folder or os.environ.get("FITWIRE_DIR")
+    if chosen:
+        return private_folder(Path(chosen).expanduser().absolute())
+    import platformdirs
+
+    return private_folder(platformdirs.user_data_path("fitwire"))
+
+
+def _runtime_folder() -> Path:
+    chosen = os.environ.get("FITWIRE_DIR")
+    if chosen:
+        # A folder shared between hosts must not make one host's hub look like another's.
+        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+        return private_folder(private_folder(Path(chosen).expanduser().absolute()) / f"run-{host}")
+    import platformdirs
+
+    try:
+        return private_folder(platformdirs.user_runtime_path("fitwire"))
+    except OSError:
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        return private_folder(Path(tempfile.gettempdir()) / f"fitwire-{user}")
+
+
+def default_address() -> Address:
+    """The user's own hub on this machine."""
+    return _ipc(_runtime_folder() / "hub")
+
+
+def _ipc(path: Path) -> Address:
+    size = len(os.fsencode(path))
+    if size > MAX_IPC_PATH:
+        raise AddressError(
+            f"the socket's path takes {size} bytes, the system allows {MAX_IPC_PATH}: {path}; set FITWIRE_DIR to a shorter folder"
+        )
+    return Address(f"ipc://{path}", path, local=True)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def resolve(address: str | Address | None = None) -> Address:
+    """Turn what a person wrote into an address.
+
+    Args:
+        address: ``ipc:///path``, a path, ``tcp://host:port``, ``host:port`` or ``host``; None for
+            ``FITWIRE_ADDRESS``, else the user's own hub on this machine.
+
+    Raises:
+        AddressError: Malformed, too long, or TCP off loopback, which needs keys that this version does not have.
+    """
+    if isinstance(address, Address):
+        return address
+    text = address if address is not None else os.environ.get("FITWIRE_ADDRESS", "")
+    text = text.strip()
+    if not text:
+        return default_address()
+    if text.startswith("ipc://") or text.startswith(("/", "./", "~")):
+        return _ipc(Path(text.removeprefix("ipc://")).expanduser().absolute())
+    match = re.fullmatch(r"(?:tcp://)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+|\*)(?::(\d{1,5}))?", text)
+    if match is None or not 0 < int(match[2] or TCP_PORT) < 65536:
+        raise AddressError(f"{text[:80]!r} is no address: write ipc:///path, tcp://host:{TCP_PORT} or leave it out")
+    host, port = match[1], int(match[2] or TCP_PORT)
+    if not _is_loopback(host):
+        raise AddressError(
+            f"{text}: TCP beyond this machine would go unencrypted and unasked; forward the hub's socket over ssh "
+            "instead, e.g. `ssh -R /tmp/fitwire.sock:$(fitwire hub --where) HOST` "
+            "and FITWIRE_ADDRESS=ipc:///tmp/fitwire.sock there"
+        )
+    host = "127.0.0.1" if host == "localhost" else host  # pyzmq would ask the resolver, which may hang
+    return Address(f"tcp://{host}:{port}", None, local=True)
