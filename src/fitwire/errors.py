@@ -11,7 +11,7 @@
     ├── ProtocolError                       the peer's fault: bytes that break the rules
     │   └── DecodeError (ValueError)        a frame, block or array that does not parse
     ├── LinkError (ConnectionError)         the network's or the machine's fault
-    │   ├── AddressInUse (OSError)          somebody else holds the address
+    │   ├── AddressInUse                    somebody else holds the address
     │   ├── HandshakeTimeout (TimeoutError) nobody answered in time
     │   └── Superseded                      a newer incarnation of the run has taken over
     ├── WaitTimeout (TimeoutError)          what was waited for did not happen in time

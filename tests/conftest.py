@@ -1,0 +1,40 @@
+"""What every test starts from: a folder of its own, nothing of the caller's environment, quiet frameworks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Said before any framework is imported, here or in a child: they read these once.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+# Two busy cores make any deadline a coin toss; on a build machine the same commit must give the same answer.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("here"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+LAUNCHERS = ("FITWIRE_", "SLURM_", "TORCHELASTIC_")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def fitwire_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this test's hub and store lie; children inherit it through ``FITWIRE_DIR``.
+
+    Not ``tmp_path``: a Unix socket's path may take 107 bytes, and pytest's folders can be longer.
+    """
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS) or name in RANKS:
+            monkeypatch.delenv(name)
+    folder = Path(tempfile.mkdtemp(prefix="fw-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    monkeypatch.setenv("FITWIRE_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
