@@ -1,0 +1,128 @@
+"""The viewer's end of the link, as a machine: questions go out until they are answered.
+
+The hub keeps nothing of a viewer, so all that a lost message or a restarted hub costs is the question asked again. This
+module knows no socket, thread, clock or run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fitwire.errors import DecodeError
+from fitwire.protocol.blocks import VERSION, Buffer, Kind, Message, decode_message, encode_message
+from fitwire.protocol.source import GREETINGS
+
+__all__ = ["Asked", "Viewer"]
+
+AGAIN = 6.0
+"""Seconds without an answer after which a question is asked again; hubs hold one for two at most."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """One question and what has come of it.
+
+    Attributes:
+        kind: ``RUNS`` or ``FETCH``.
+        body: Its fields.
+        number: Tells answers apart.
+        blocks: Blocks that came for it, as messages.
+        answer: The closing message; None while it is open.
+    """
+
+    kind: Kind
+    body: dict[str, Any]
+    number: int
+    blocks: list[Message] = field(default_factory=list[Message])
+    answer: Message | None = None
+    sent: float = -1e9
+
+
+class Viewer:
+    """The machine. Hand it frames and the time; send what it says is due.
+
+    Args:
+        jitter: Numbers in [0, 1) that spread the hellos.
+
+    Attributes:
+        joined: Whether the hub has said welcome since the last connection.
+        heard: When the hub was last heard, on the caller's clock.
+        bad: Messages that were not understood, by kind of fault.
+    """
+
+    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self.joined = False
+        self.heard = 0.0
+        self.bad: Counter[str] = Counter()
+        self._jitter = jitter
+        self._open: dict[int, Asked] = {}
+        self._done: deque[Asked] = deque()
+        self._numbers = itertools.count(1)
+        self._nonce = 0
+        self._next_hello, self._pause = 0.0, GREETINGS[0]
+
+    def connected(self, now: float) -> None:
+        """The transport has (re)connected: greet, and ask all open questions again."""
+        self.joined = False
+        self._next_hello, self._pause = now, GREETINGS[0]
+        for asked in self._open.values():
+            asked.sent = -1e9
+            asked.blocks.clear()
+
+    def disconnected(self) -> None:
+        """The transport is down."""
+        self.joined = False
+
+    def ask(self, kind: Kind, body: dict[str, Any]) -> Asked:
+        """Ask; the answer comes out of :meth:`answered`."""
+        asked = Asked(kind, body, next(self._numbers))
+        self._open[asked.number] = asked
+        return asked
+
+    def answered(self) -> Iterator[Asked]:
+        """Yield questions that were answered since the last call."""
+        while self._done:
+            yield self._done.popleft()
+
+    def receive(self, frames: Sequence[Buffer], now: float) -> None:
+        """Take one message from the hub; what is not understood is counted and changes nothing."""
+        try:
+            message = decode_message(frames)
+        except DecodeError as error:
+            self.bad[error.kind] += 1
+            return
+        self.heard = now
+        if message.kind == Kind.WELCOME:
+            self.joined = self.joined or message.body.get("nonce") == self._nonce
+        elif message.kind in (Kind.BLOCK, Kind.GAP):
+            # Blocks stand before the answer that they belong to, and name their run.
+            for asked in self._open.values():
+                if asked.body.get("run") == message.sender.run.hex() and "piece" not in asked.body:
+                    asked.blocks.append(message)
+        elif message.kind in (Kind.ACK, Kind.RUNS, Kind.ERROR):
+            number = message.body.get("id")
+            asked = self._open.pop(number, None) if type(number) is int else None
+            if asked is not None:
+                asked.answer = message
+                self._done.append(asked)
+
+    def due(self, now: float) -> Iterator[list[Buffer]]:
+        """Yield what is to be sent now."""
+        if not self.joined:
+            if now >= self._next_hello:
+                self._nonce = self._nonce % 2**31 + 1
+                self._next_hello = now + self._pause * (0.75 + self._jitter() / 2)
+                self._pause = min(self._pause * 2, GREETINGS[1])
+                body: dict[str, Any] = {"versions": [VERSION], "role": "viewer", "nonce": self._nonce}
+                yield encode_message(Message(Kind.HELLO, body=body))
+            return
+        for asked in self._open.values():
+            if now - asked.sent >= AGAIN:
+                asked.sent = now
+                asked.blocks.clear()
+                yield encode_message(Message(asked.kind, body={"id": asked.number, **asked.body}))

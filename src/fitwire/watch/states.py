@@ -1,0 +1,237 @@
+"""What a run is doing, how far it is, and how long it will take: judged at the watcher, so also for a dead trainer.
+
+Pure: facts and a time go in, a judgement comes out. This module knows no socket, store or view.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fitwire.errors import UsageError
+
+__all__ = ["Condition", "Pace", "Progress", "RankFacts", "State", "judge", "judge_rank", "parse_condition"]
+
+LOST_AFTER = 10.0
+"""Seconds without a connection after which a trainer counts as lost; a shorter fuse was wrong about busy ones."""
+STALLED_AFTER = 10.0
+"""Seconds of silence that need no explanation."""
+STALLED_GAPS = 5.0
+"""Silence of so many of the run's own longest gaps is more than its pace explains."""
+PACE_SPAN = 30.0
+"""Seconds over which the present pace is taken."""
+
+
+class State(StrEnum):
+    """What a run is doing."""
+
+    WAITING = "waiting"  # no batch yet
+    RUNNING = "running"
+    PAUSED = "paused"
+    STALLED = "stalled"  # connected, and silent for longer than its own pace explains
+    LOST = "lost"  # not connected for over 10 s, or its process is known to be gone
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of itself; a lost run may come back."""
+        return self in ENDS
+
+
+ENDS = frozenset({State.FINISHED, State.FAILED, State.INTERRUPTED})
+
+# Of several ranks the first that applies is what the run is doing.
+_PRECEDENCE = (
+    State.FAILED, State.INTERRUPTED, State.LOST, State.STALLED, State.PAUSED, State.RUNNING, State.WAITING,
+    State.FINISHED,
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class RankFacts:
+    """What is known of one rank.
+
+    Attributes:
+        ended: How it said it ended, else None.
+        started: Whether a batch was told of.
+        connected: Whether its transport is up.
+        since: When the transport went down, on the caller's clock.
+        gone: Whether its process is known to be gone.
+        told: When it last told of a batch or an epoch, on the caller's clock.
+        longest_gap: Longest pause between two such, of late; seconds.
+        paused: Whether it holds because it was asked to.
+    """
+
+    ended: State | None = None
+    started: bool = False
+    connected: bool = False
+    since: float = 0.0
+    gone: bool = False
+    told: float = 0.0
+    longest_gap: float = 0.0
+    paused: bool = False
+
+
+def judge_rank(facts: RankFacts, now: float) -> State:
+    """What one rank is doing."""
+    if facts.ended is not None:
+        return facts.ended
+    if facts.gone or (not facts.connected and now - facts.since > LOST_AFTER):
+        return State.LOST
+    if not facts.started:
+        return State.WAITING
+    if facts.paused:
+        return State.PAUSED
+    if now - facts.told > max(STALLED_AFTER, STALLED_GAPS * facts.longest_gap):
+        return State.STALLED
+    return State.RUNNING
+
+
+def judge(ranks: Iterable[RankFacts], now: float) -> State:
+    """What a run is doing, by its ranks; LOST when nothing is known of any."""
+    states = {judge_rank(facts, now) for facts in ranks}
+    return next((state for state in _PRECEDENCE if state in states), State.LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Index of the last optimizer step done, from 0; None before the first.
+        steps: How many there will be; None when unknown.
+        epoch: The epoch it is in, from 0; None when the loop tells of none.
+        epochs: How many there will be; None when unknown.
+        batch: Last batch within its epoch, from 0; None when not told.
+        steps_per_epoch: None when unknown.
+        fraction: Done, 0 to 1; None when the total is unknown.
+        eta: Seconds still to go; None when unknown.
+        pace: Seconds per step, of late; None before the second step.
+        elapsed: Seconds from the start to the last word.
+    """
+
+    step: int | None = None
+    steps: int | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    steps_per_epoch: int | None = None
+    fraction: float | None = None
+    eta: float | None = None
+    pace: float | None = None
+    elapsed: float = 0.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast one rank goes, from the rows it tells; times are the trainer's own, Unix seconds."""
+
+    step: int | None = None
+    epoch: int | None = None
+    batch: int | None = None
+    epochs_done: int = 0
+    first: tuple[float, int] | None = None
+    last: tuple[float, int] | None = None
+    longest_gap: float = 0.0
+    _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque[tuple[float, int]](maxlen=256))
+
+    def told(self, time: float, step: int, epoch: int | None, batch: int | None, gap: float) -> None:
+        """A row; ``gap`` is the longest pause among the rows before it that came with it, seconds."""
+        if self.last is not None:
+            gap = max(gap, time - self.last[0])
+        # Old pauses are forgotten slowly, so that one long validation explains the next.
+        self.longest_gap = max(gap, self.longest_gap * 0.999)
+        self.step, self.batch = step, batch
+        self.epoch = self.epoch if epoch is None else epoch
+        self.last = (time, step)
+        self.first = self.first or self.last
+        if not self._marks or time - self._marks[-1][0] >= 0.25:
+            self._marks.append(self.last)
+
+    @property
+    def of_late(self) -> float | None:
+        """Seconds per step over the last 30 seconds; None before the second step."""
+        if self.last is None or self.first is None:
+            return None
+        time, step = self.last
+        then = next((mark for mark in self._marks if time - mark[0] <= PACE_SPAN and mark[1] < step), self.first)
+        return None if step <= then[1] else max(0.0, (time - then[0]) / (step - then[1]))
+
+    @property
+    def overall(self) -> float | None:
+        """Seconds per step since the first, validation and all; None before the second step."""
+        if self.last is None or self.first is None or self.last[1] <= self.first[1]:
+            return None
+        return max(0.0, (self.last[0] - self.first[0]) / (self.last[1] - self.first[1]))
+
+    def progress(self, totals: dict[str, Any], elapsed: float, ended: bool) -> Progress:
+        """How far it is, given ``totals`` (``epochs``, ``steps_per_epoch``, ``steps``; None or absent when unknown)."""
+        epochs, per_epoch = _count(totals.get("epochs")), _count(totals.get("steps_per_epoch"))
+        steps = _count(totals.get("steps"))
+        if steps is None and epochs is not None and per_epoch is not None:
+            steps = epochs * per_epoch
+        fraction = eta = None
+        if self.step is not None and steps:
+            fraction = min(1.0, (self.step + 1) / steps)
+        elif epochs and (self.epochs_done or self.step is not None):
+            fraction = min(1.0, self.epochs_done / epochs)
+        if not ended and fraction is not None:
+            pace = self.overall
+            if steps and pace is not None and self.step is not None:
+                eta = max(0.0, (steps - self.step - 1) * pace)
+            elif fraction > 0:
+                eta = elapsed * (1 - fraction) / fraction
+        return Progress(
+            self.step, steps, self.epoch, epochs, self.batch, per_epoch, fraction, eta, self.of_late, elapsed
+        )
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 < value < 2**53 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """``NAME op NUMBER``.
+
+    Attributes:
+        name: Of a metric.
+        op: One of ``< <= > >= == !=``.
+        bound: The number.
+    """
+
+    name: str
+    op: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.op} {self.bound:g}"
+
+    def met(self, value: float) -> bool:
+        """Whether ``value`` meets it; NaN meets only ``!=``."""
+        return _OPERATORS[self.op](value, self.bound)
+
+
+_OPERATORS = {
+    "<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__, "==": float.__eq__,
+    "!=": float.__ne__,
+}  # fmt: skip
+_CONDITION = re.compile(r"\s*(\S.*?)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|nan)\s*")
+
+
+def parse_condition(text: str) -> Condition:
+    """Parse ``NAME op NUMBER``, e.g. ``val_loss < 0.2``.
+
+    Raises:
+        UsageError: It is nothing of that form.
+    """
+    match = _CONDITION.fullmatch(text) if isinstance(text, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+    if match is None:
+        raise UsageError(f"{str(text)[:80]!r} is no condition: write NAME op NUMBER, e.g. 'val_loss < 0.2'")
+    return Condition(match[1], match[2], float(match[3]))
