@@ -15,6 +15,7 @@
     │   ├── HandshakeTimeout (TimeoutError) nobody answered in time
     │   └── Superseded                      a newer incarnation of the run has taken over
     ├── WaitTimeout (TimeoutError)          what was waited for did not happen in time
+    │   └── ConditionNotMet                 the run ended, and it never happened
     └── StoreError (OSError)                the hub's database cannot be read or written
 
 This module knows nothing of the rest of the package.
@@ -25,6 +26,7 @@ from __future__ import annotations
 __all__ = [
     "AddressError",
     "AddressInUse",
+    "ConditionNotMet",
     "DecodeError",
     "EncodeError",
     "FitwireError",
@@ -116,6 +118,14 @@ class Superseded(LinkError):
 
 class WaitTimeout(FitwireError, TimeoutError):
     """What was waited for did not happen in time."""
+
+
+class ConditionNotMet(WaitTimeout):
+    """The run ended, and what was waited for had never happened."""
+
+    def __init__(self, run: str, condition: str, state: str, last: float) -> None:
+        self.run, self.condition, self.state, self.last = run, condition, state, last
+        super().__init__(f"run {run} is {state} and {condition} was never met; the last value is {last:g}")
 
 
 class StoreError(FitwireError, OSError):

@@ -7,7 +7,6 @@ and infinities are exact; everything else is small fields and, for samples, raw 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -15,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from fitwire.errors import DecodeError, EncodeError
-from fitwire.protocol.arrays import Array, decode_array, encode_array
+from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, decode_array, encode_array, expected_size
 from fitwire.protocol.blocks import Buffer, Kind, Message, decode_json, encode_json
 
 __all__ = [
@@ -55,6 +54,10 @@ MAX_TEXT_BYTES = 2**20
 """A config, traceback or note as JSON; longer ones are cut where they are made."""
 INLINE_BYTES = 1024
 """Fields longer than this travel as a buffer, so that frame 1 stays small."""
+INLINE_DEPTH = 12
+"""Fields that could be nested deeper than this do too: frame 1 allows 16, and they stand three deep in it."""
+WHOLE = 2**53
+"""Steps, epochs and batches are below it: a float64 column holds no greater whole number exactly."""
 
 COLUMNS = ("step", "epoch", "batch", "time")
 """Columns before the values; an absent epoch or batch is NaN."""
@@ -290,13 +293,28 @@ def encode_rows(
         per: What a row stands for.
         rows: ``n`` times step, epoch, batch, time; NaN for what is absent.
         values: ``n`` times ``k`` numbers.
+
+    Raises:
+        EncodeError: The names take over 1 MiB, or a name cannot travel.
     """
     columns = np.empty((len(COLUMNS) + len(names), len(rows)))
     columns[: len(COLUMNS)] = np.array(rows, dtype=np.float64).T
     if names:
         columns[len(COLUMNS) :] = np.array(values, dtype=np.float64).T
-    header, data = encode_array(columns)
-    return {"t": "metrics", "n": len(rows), "per": per, "names": list(names)}, [(header, data)]
+    part: dict[str, Any] = {"t": "metrics", "n": len(rows), "per": per}
+    buffers: list[tuple[dict[str, Any], Buffer]] = [encode_array(columns)]
+    text = encode_json({"names": list(names)})
+    if len(text) > INLINE_BYTES:
+        buffers.insert(0, _text_buffer(text, "fields"))
+    else:
+        part["names"] = list(names)
+    return part, buffers
+
+
+def _text_buffer(text: bytes, means: str) -> tuple[dict[str, Any], Buffer]:
+    if len(text) > MAX_TEXT_BYTES:
+        raise EncodeError(f"{means} of {len(text):,} bytes, at most {MAX_TEXT_BYTES:,}")
+    return {"dtype": "|u1", "shape": [len(text)], "as": means}, text
 
 
 def encode_event(event: Event) -> Part:
@@ -318,25 +336,30 @@ def encode_event(event: Event) -> Part:
         value = getattr(event, key)
         if value is not None:
             fields[key] = list(cast("tuple[str, ...]", value)) if isinstance(value, tuple) else value
-    if isinstance(event, Sample):
-        for key, values in event.arrays.items():
-            if values.dtype.kind == "U":
-                text = encode_json({"text": values.tolist()})
-                buffers.append(({"dtype": "|u1", "shape": [len(text)], "name": key, "as": "text"}, text))
-            else:
-                header, data = encode_array(values)
-                buffers.append((header | {"name": key}, data))
     part: dict[str, Any] = {"t": word}
     if isinstance(event, Dropped):
         part["n"] = event.count
     text = encode_json(fields)
-    if len(text) > MAX_TEXT_BYTES:
-        raise EncodeError(f"{word} of {len(text):,} bytes, at most {MAX_TEXT_BYTES:,}")
-    if len(text) > INLINE_BYTES:
-        buffers.insert(0, ({"dtype": "|u1", "shape": [len(text)], "as": "fields"}, text))
+    if len(text) > INLINE_BYTES or text.count(b"{") + text.count(b"[") > INLINE_DEPTH:
+        buffers.append(_text_buffer(text, "fields"))
     else:
         part["f"] = fields
+    try:
+        # Read back what the user's own values made: the other end must not be the first to find it wrong.
+        _checked_fields(word, decode_json(text, MAX_TEXT_BYTES))
+    except DecodeError as error:
+        raise EncodeError(f"cannot send {word}: {error}") from None
+    if isinstance(event, Sample):
+        buffers.extend(_sample_buffer(key, values) for key, values in event.arrays.items())
     return part, buffers
+
+
+def _sample_buffer(name: str, values: Array) -> tuple[dict[str, Any], Buffer]:
+    if values.dtype.kind != "U":
+        header, data = encode_array(values)
+        return header | {"name": name}, data
+    header, data = _text_buffer(encode_json({"text": values.reshape(-1).tolist()}), "text")
+    return header | {"name": name, "of": list(values.shape), "width": values.dtype.itemsize // 4}, data
 
 
 def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[int, MetricRows | Event]]:
@@ -355,8 +378,13 @@ def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[in
     """
     seq, rank = message.seq, message.sender.rank
     if message.kind == Kind.GAP:
-        last = cast(int, message.body["to"])
-        yield seq, Dropped(count=last - seq + 1, what="records", reason=str(message.body.get("reason"))[:200], rank=rank)
+        last = message.body.get("to")
+        if type(last) is not int or last < seq:
+            raise DecodeError("gap", "a gap without an end")
+        yield (
+            seq,
+            Dropped(count=last - seq + 1, what="records", reason=str(message.body.get("reason"))[:200], rank=rank),
+        )
         return
     headers = cast("list[dict[str, Any]]", message.body["buffers"])
     at = 0
@@ -382,20 +410,25 @@ def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[in
 def _decode_rows(
     part: dict[str, Any], count: int, headers: list[dict[str, Any]], mine: range, buffers: Sequence[Buffer], rank: int
 ) -> MetricRows:
-    names, per = part.get("names"), part.get("per")
+    names, per, own = part.get("names"), part.get("per"), list(mine)
     _check_choice("per", per, Per)
-    if not isinstance(names, list) or len(mine) != 1:
+    if names is None and len(own) == 2 and headers[own[0]].get("as") == "fields":
+        names = decode_json(buffers[own.pop(0)], MAX_TEXT_BYTES).get("names")
+    if not isinstance(names, list) or len(own) != 1:
         raise DecodeError("event", "metrics without names or columns")
     for name in cast("list[object]", names):
         _check_name("metric", name)
     words = tuple(cast("list[str]", names))
-    header = headers[mine[0]]
+    if len(set(words)) != len(words):
+        raise DecodeError("event", "a metric that stands twice in one row")
+    header = headers[own[0]]
     if header.get("dtype") != "<f8" or header.get("shape") != [len(COLUMNS) + len(words), count]:
         raise DecodeError("event", f"columns of {header.get('shape')} for {len(words)} metrics, {count} rows")
-    columns = decode_array(header, buffers[mine[0]])
-    steps = columns[0]
-    if not (np.isfinite(steps).all() and np.isfinite(columns[3]).all() and (np.abs(steps) < 2**53).all()):
+    columns = decode_array(header, buffers[own[0]])
+    if not (np.isfinite(columns[3]).all() and (np.abs(columns[0]) < WHOLE).all()):
         raise DecodeError("event", "a step or time that is no number")
+    if (np.abs(columns[1:3]) >= WHOLE).any():  # NaN says that there is none
+        raise DecodeError("event", "an epoch or batch that is no number")
     return MetricRows(words, cast(Per, per), columns, rank)
 
 
@@ -421,32 +454,57 @@ def _decode_event(
         fields = decode_json(buffers[own.pop(0)], MAX_TEXT_BYTES) if len(buffers) else {"time": 0.0, "name": "?"}
     if not isinstance(fields, dict):
         raise DecodeError("event", f"{word} without fields")
-    cls = _TYPES[word]
-    known: dict[str, Any] = {"rank": rank}
-    for key, value in cast("dict[str, Any]", fields).items():
-        if key not in cls.__dataclass_fields__ or key == "rank":
+    known = _checked_fields(word, cast("dict[str, Any]", fields)) | {"rank": rank}
+    if word == "sample":
+        known["arrays"] = {str(headers[i].get("name")): _sample_array(headers[i], i, buffers, arrays) for i in own}
+        if len(known["arrays"]) != len(own):
+            raise DecodeError("event", "a sample with two arrays of one name")
+    return cast("Event", _TYPES[word](**known))
+
+
+def _checked_fields(word: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows of an event, with the types they must have."""
+    known: dict[str, Any] = {}
+    for key, value in fields.items():
+        if key not in _TYPES[word].__dataclass_fields__ or key not in _FIELDS:
             continue
         if isinstance(value, bool) or not isinstance(value, _FIELDS[key]):
             raise DecodeError("event", f"{word}.{key} is a {type(value).__name__}")
+        if isinstance(value, int) and abs(value) >= WHOLE:
+            raise DecodeError("event", f"{word}.{key} is {value}, at most 2**53")
         known[key] = value
-    if not math.isfinite(known.get("time", 0.0)):
-        raise DecodeError("event", "a time that is no number")
+    known["time"] = float(known.get("time", 0.0))
     if "tags" in known:
         known["tags"] = tuple(str(tag)[:MAX_NAME] for tag in known["tags"])
-    if cls is Sample:
-        known["arrays"] = {str(headers[i].get("name")): _sample_array(headers[i], i, buffers, arrays) for i in own}
-    return cls(**known)
+    return known
 
 
 def _sample_array(header: dict[str, Any], index: int, buffers: Sequence[Buffer], real: bool) -> Array:
-    if not real:
-        shape = tuple(cast("list[int]", header["shape"]))
-        # A view of one element: the right shape and dtype without the memory.
-        return np.broadcast_to(np.empty((), np.dtype(str(header["dtype"]))), shape)
     if header.get("as") == "text":
-        texts = decode_json(buffers[index], MAX_TEXT_BYTES).get("text")
-        return np.array(texts, dtype=np.str_)
+        return _text_array(header, buffers[index] if real else None)
+    if not real:
+        dtype, shape, _ = expected_size(header)
+        # A view of one element: the right shape and dtype without the memory.
+        return np.broadcast_to(np.empty((), dtype), shape)
     return decode_array(header, buffers[index])
+
+
+def _text_array(header: dict[str, Any], buffer: Buffer | None) -> Array:
+    width, shape = header.get("width"), header.get("of")
+    if type(width) is not int or not 0 < width <= MAX_TEXT_BYTES:
+        raise DecodeError("event", f"text of {str(width)[:40]} characters")
+    # numpy gives every text the width of the longest: one long one among many short ones is a bomb.
+    _, dims, size = expected_size({"dtype": "<u4", "shape": shape})
+    if size * width > MAX_ARRAY_BYTES:
+        raise DecodeError("size", f"texts that take {size * width:,} bytes, at most {MAX_ARRAY_BYTES:,}")
+    dtype = np.dtype(f"<U{width}")
+    if buffer is None:
+        return np.broadcast_to(np.empty((), dtype), dims)
+    texts = decode_json(buffer, MAX_TEXT_BYTES).get("text")
+    items = cast("list[object]", texts) if isinstance(texts, list) else []
+    if len(items) != size // 4 or not all(isinstance(item, str) and len(item) <= width for item in items):
+        raise DecodeError("event", f"text that is not {size // 4} texts of at most {width} characters")
+    return np.array(items, dtype=dtype).reshape(dims)
 
 
 def explode(rows: MetricRows) -> Iterator[Metrics]:
