@@ -2,7 +2,8 @@
 
 An event is frozen and checked at birth. This module knows what records mean; it does not know how bytes are laid out
 (``protocol/blocks.py``), who sends them, or when. Metrics travel many rows at a time, as float64 columns, so that NaN
-and infinities are exact; everything else is small fields and, for samples, raw arrays.
+and infinities are exact; everything else is small fields and, for samples, raw arrays. Longer than most files here, so
+that what an event is and how it travels stand on one page.
 """
 
 from __future__ import annotations
@@ -359,7 +360,7 @@ def _sample_buffer(name: str, values: Array) -> tuple[dict[str, Any], Buffer]:
         header, data = encode_array(values)
         return header | {"name": name}, data
     header, data = _text_buffer(encode_json({"text": values.reshape(-1).tolist()}), "text")
-    return header | {"name": name, "of": list(values.shape), "width": values.dtype.itemsize // 4}, data
+    return header | {"name": name, "of": list(values.shape), "width": max(1, values.dtype.itemsize // 4)}, data
 
 
 def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[int, MetricRows | Event]]:
@@ -456,9 +457,10 @@ def _decode_event(
         raise DecodeError("event", f"{word} without fields")
     known = _checked_fields(word, cast("dict[str, Any]", fields)) | {"rank": rank}
     if word == "sample":
-        known["arrays"] = {str(headers[i].get("name")): _sample_array(headers[i], i, buffers, arrays) for i in own}
-        if len(known["arrays"]) != len(own):
-            raise DecodeError("event", "a sample with two arrays of one name")
+        named = {headers[i]["name"]: _sample_array(headers[i], i, buffers, arrays) for i in own}
+        if len(named) != len(own) or not all(isinstance(name, str) for name in named):
+            raise DecodeError("event", "a sample whose arrays have no names of their own")
+        known["arrays"] = named
     return cast("Event", _TYPES[word](**known))
 
 

@@ -24,7 +24,7 @@ MAX_ARRAY_BYTES = 256 * 2**20
 MAX_DIMS = 32
 """numpy's limit until 2.0, so that every numpy can rebuild what any numpy sent."""
 
-# Kind and item size, in either byte order. No 'O' (pointers), no 'V' (structures), no 'g' (its layout is the machine's).
+# Kind and item size, in either byte order. No 'O' (pointers), 'V' (structures) or 'g' (its layout is the machine's).
 _FIXED = {
     "b1",
     "i1", "i2", "i4", "i8",
@@ -46,7 +46,7 @@ def encode_array(array: npt.ArrayLike) -> tuple[dict[str, Any], memoryview]:
         ``"tag"``, their name, and go as unsigned integers of the same width.
 
     Raises:
-        EncodeError: Objects, structures, masked arrays, text, dates, ``longdouble``, or over 256 MiB.
+        EncodeError: Objects, structures, masked arrays, text, dates, ``longdouble``, over 32 dimensions or 256 MiB.
     """
     if isinstance(array, np.ma.MaskedArray):
         raise EncodeError("cannot send a masked array: send its data and its mask as arrays of their own")
@@ -66,6 +66,10 @@ def encode_array(array: npt.ArrayLike) -> tuple[dict[str, Any], memoryview]:
         raise EncodeError(
             f"cannot send an array of {values.nbytes:,} bytes: the limit is {MAX_ARRAY_BYTES:,}; send fewer examples"
         )
+    try:
+        expected_size(header)
+    except DecodeError as error:  # what the other end would refuse must not set out, or it is sent for ever
+        raise EncodeError(f"cannot send an array of shape {values.shape}: {error}") from None
     ordered = np.asarray(values, order="C")  # a transposed view would arrive scrambled
     # A zero-size array has no memory to view.
     flat = ordered.reshape(-1).view(np.uint8) if ordered.size else np.empty(0, np.uint8)
@@ -92,7 +96,7 @@ def expected_size(header: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...
         shape.append(size)
     if len(shape) > MAX_DIMS:
         raise DecodeError("shape", f"{len(shape)} dimensions, at most {MAX_DIMS}")
-    if tag is not None and _TAGGED.get(cast(str, tag) if isinstance(tag, str) else "") != text:
+    if tag is not None and _TAGGED.get(tag if isinstance(tag, str) else "") != text:
         raise DecodeError("dtype", f"tag {str(tag)[:40]!r} does not go with {text}")
     dtype = np.dtype(text)
     size = math.prod(shape) * dtype.itemsize
@@ -114,6 +118,9 @@ def decode_array(header: dict[str, Any], buffer: bytes | memoryview) -> Array:
     if len(buffer) != size:
         raise DecodeError("size", f"{len(buffer):,} bytes for {header['dtype']} {shape}, which takes {size:,}")
     array = np.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape)
+    # numpy takes a bool's byte on trust; one that is neither 0 nor 1 is true in one place and false in another.
+    if dtype.kind == "b" and size and int(array.view(np.uint8).max()) > 1:
+        raise DecodeError("dtype", "a bool that is neither 0 nor 1")
     tag = header.get("tag")
     if tag is not None:
         try:

@@ -7,16 +7,16 @@ again. This module knows how bytes are laid out, checked and bounded; what a rec
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from fitwire.errors import DecodeError, EncodeError
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, expected_size
+from fitwire.protocol.strict_json import MAX_HEADER_BYTES, decode_json, encode_json
 
 __all__ = [
     "BULK",
@@ -34,6 +34,7 @@ __all__ = [
     "decode_json",
     "decode_message",
     "encode_block",
+    "encode_json",
     "encode_message",
     "pack_frames",
     "slice_frames",
@@ -47,14 +48,12 @@ MAGIC = b"FW"
 HEAD = struct.Struct("<2sBBHHII16sQQ")
 assert HEAD.size == 48
 
-MAX_HEADER_BYTES = 64 * 2**10
-"""Frame 1's limit; longer text travels as a buffer."""
-MAX_DEPTH = 16
-"""Nesting of frame 1: nothing we say is deeper than 6, and a parser's stack is not a peer's to use."""
 MAX_BUFFERS = 64
+"""Arrays in one message."""
 MAX_RECORDS = 4096
 """Records in one block; the trainer closes a block at 256, a compacted one may hold more."""
 MAX_BLOCK_BYTES = MAX_ARRAY_BYTES + 2**20
+"""A whole block, packed: one array of the largest size with its head, or many that are smaller."""
 CHUNK_BYTES = 2**20
 """A block larger than this crosses in pieces of this size, between which losses and heartbeats pass.
 1 MiB was the fastest size at 128 MiB on loopback."""
@@ -113,7 +112,7 @@ class Message:
         sender: Whose it is.
         lane: 0 for records, 1 for samples.
         seq: First sequence number, where the kind has one.
-        wall_ns: Unix time in nanoseconds when it was made.
+        wall_ns: Unix time in nanoseconds when it was made; 0 where nobody asks.
         body: Frame 1 without its checksum.
         buffers: Frames 2 and on.
     """
@@ -156,88 +155,6 @@ class Block:
         return packed_size(self.frames)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise DecodeError("json", "a key stands twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise DecodeError("json", f"number {text[:40]} overflows")
-    return number
-
-
-def _small_int(text: str) -> int:
-    if len(text) > 20:
-        raise DecodeError("json", f"number {text[:40]} overflows")
-    return int(text)
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise DecodeError("json", f"{text} is not JSON")
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_no_duplicates, parse_float=_finite, parse_int=_small_int, parse_constant=_no_constant
-)
-
-
-def _check_tree(value: object, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise DecodeError("json", f"nested deeper than {MAX_DEPTH}")
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise DecodeError("json", "a lone surrogate") from None
-    elif isinstance(value, dict):
-        for key, item in cast("dict[str, object]", value).items():
-            _check_tree(key, depth)
-            _check_tree(item, depth + 1)
-    elif isinstance(value, list):
-        for item in cast("list[object]", value):
-            _check_tree(item, depth + 1)
-
-
-def decode_json(data: Buffer, limit: int = MAX_HEADER_BYTES) -> dict[str, Any]:
-    """Parse one JSON object, strictly.
-
-    Raises:
-        DecodeError: Over ``limit`` bytes, not UTF-8, not an object, a key twice, NaN or Infinity, a number that
-            overflows, a lone surrogate, or nesting deeper than 16.
-    """
-    if len(data) > limit:
-        raise DecodeError("size", f"a JSON text of {len(data):,} bytes, at most {limit:,}")
-    raw = bytes(data)
-    try:
-        value: object = _DECODER.decode(raw.decode())
-    except DecodeError:
-        raise
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise DecodeError("json", f"not JSON: {str(error)[:80]}") from None
-    if not isinstance(value, dict):
-        raise DecodeError("json", "not a JSON object")
-    # Walking costs more than parsing: only what could be deep, or hide a surrogate behind an escape, is walked.
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH or b"\\u" in raw:
-        _check_tree(cast(object, value), 1)
-    return cast("dict[str, Any]", value)
-
-
-def encode_json(body: dict[str, Any]) -> bytes:
-    """Write one JSON object as UTF-8.
-
-    Raises:
-        EncodeError: NaN or infinity, a lone surrogate, or something JSON has no word for.
-    """
-    try:
-        return json.dumps(body, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, TypeError) as error:  # UnicodeEncodeError is a ValueError
-        raise EncodeError(f"cannot send {str(body)[:80]}: {error}") from None
-
-
 def _checksum(head: Buffer, body: Buffer, buffers: Sequence[Buffer]) -> bytes:
     crc = zlib.crc32(body, zlib.crc32(head))
     for buffer in buffers:
@@ -251,15 +168,19 @@ def encode_message(message: Message) -> list[Buffer]:
     The CRC32 in frame 1 is taken over frame 0, the rest of frame 1 and all buffers.
 
     Raises:
-        EncodeError: Frame 1 would pass 64 KiB or hold what JSON cannot, or there are over 64 buffers.
+        EncodeError: Frame 1 would pass 64 KiB or hold what JSON cannot, there are over 64 buffers, or a number of
+            frame 0 is out of its range.
     """
     sender = message.sender
     if len(message.buffers) > MAX_BUFFERS:
         raise EncodeError(f"{len(message.buffers)} arrays in one record, at most {MAX_BUFFERS}")
-    head = HEAD.pack(
-        MAGIC, VERSION, message.kind, message.lane, len(message.buffers),
-        sender.rank, sender.incarnation, sender.run, message.seq, message.wall_ns,
-    )  # fmt: skip
+    try:
+        head = HEAD.pack(
+            MAGIC, VERSION, message.kind, message.lane, len(message.buffers),
+            sender.rank, sender.incarnation, sender.run, message.seq, message.wall_ns,
+        )  # fmt: skip
+    except struct.error as error:
+        raise EncodeError(f"cannot send {message.kind!r} of {sender}: {error}") from None
     text = encode_json(message.body)
     rest = b"," + text[1:] if message.body else b"}"
     if len(rest) + _CRC_END > MAX_HEADER_BYTES:
@@ -286,6 +207,8 @@ def decode_message(frames: Sequence[Buffer]) -> Message:
     buffers = tuple(frames[2:])
     if count != len(buffers) or lane not in LANES:
         raise DecodeError("frames", f"{len(buffers)} buffers where {count} are announced, lane {lane}")
+    if seq >= 2**63 or wall_ns >= 2**63:  # a database's integers are signed
+        raise DecodeError("head", f"sequence number {seq}, time {wall_ns}")
     if len(text) > MAX_HEADER_BYTES:
         raise DecodeError("size", f"a header of {len(text):,} bytes")
     text = bytes(text)
@@ -317,12 +240,16 @@ def encode_block(
         buffers: Pairs of array header (``dtype``, ``shape``, and what else describes it) and bytes.
 
     Raises:
-        EncodeError: As :func:`encode_message`; nothing has been sent.
+        EncodeError: As :func:`encode_message`, or what :func:`block_of` would refuse at the other end, where it would
+            be asked for again and again; nothing has been sent.
     """
     count = sum(int(part.get("n", 1)) for part in parts)
     body = {"n": count, "parts": list(parts), "buffers": [header for header, _ in buffers]}
     message = Message(Kind.BLOCK, sender, lane, first, wall_ns, body, tuple(data for _, data in buffers))
-    return Block(sender, lane, first, count, tuple(encode_message(message)))
+    try:
+        return block_of(message, encode_message(message))
+    except DecodeError as error:
+        raise EncodeError(f"cannot send a block of {count} records: {error}") from None
 
 
 def decode_block(frames: Sequence[Buffer]) -> tuple[Block, Message]:
@@ -366,6 +293,8 @@ def block_of(message: Message, frames: Sequence[Buffer]) -> Block:
             raise DecodeError("size", "a buffer is not as long as its description says")
     if message.seq < 1 or message.seq + count >= 2**63:
         raise DecodeError("sequence", f"first sequence number {message.seq}")
+    if packed_size(frames) > MAX_BLOCK_BYTES:
+        raise DecodeError("size", f"a block of {packed_size(frames):,} bytes, at most {MAX_BLOCK_BYTES:,}")
     return Block(message.sender, message.lane, message.seq, count, tuple(frames))
 
 

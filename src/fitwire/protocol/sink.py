@@ -8,8 +8,10 @@ database.
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fitwire.errors import DecodeError
@@ -24,7 +26,6 @@ from fitwire.protocol.blocks import (
     block_of,
     decode_block,
     encode_message,
-    packed_size,
     unpack_frames,
 )
 from fitwire.protocol.source import BEAT
@@ -43,14 +44,27 @@ def reject(to: Identity, reason: str, **fields: Any) -> list[Buffer]:
     return encode_message(Message(Kind.REJECT, to, body={"reason": reason, **fields}))
 
 
+@dataclass(slots=True)
+class _Arriving:
+    """A block that comes in chunks."""
+
+    first: int
+    total: int
+    data: bytearray = field(default_factory=bytearray)
+
+
 class Sink:
     """The machine. Store what :meth:`take` gives, call :meth:`committed`, send what is due.
+
+    When the store refuses for good, forget the machine and answer ``unknown``: the source greets again, and a new one
+    starts from what the store has.
 
     Args:
         sender: The source's run, incarnation and rank.
         have: Per lane, the highest sequence number in the store.
         credit: Bytes and records the source may have under way.
         beat: Seconds of silence after which a side speaks.
+        session: Tells this machine's acknowledgements from an earlier one's; drawn when None.
 
     Attributes:
         duplicates: Blocks that came again and were put aside.
@@ -67,8 +81,10 @@ class Sink:
         have: Sequence[int] = (0, 0),
         credit: tuple[int, int] = (CREDIT_BYTES, CREDIT_RECORDS),
         beat: float = BEAT,
+        session: int | None = None,
     ) -> None:
         self.sender = sender
+        self.session = secrets.randbits(31) if session is None else session
         self.have = list(have)
         self.duplicates = self.gaps = 0
         self.bad: Counter[str] = Counter()
@@ -78,7 +94,7 @@ class Sink:
         self._credit, self._beat = credit, beat
         self._taken = list(have)
         self._fresh: list[tuple[Block, Message]] = []
-        self._chunks: list[tuple[int, int, bytearray] | None] = [None for _ in LANES]
+        self._chunks: list[_Arriving | None] = [None for _ in LANES]
         self._complained: list[tuple[tuple[int, int], float]] = [((0, 0), -1e9) for _ in LANES]
         self._out: deque[list[Buffer]] = deque()
         self._said = 0.0
@@ -93,54 +109,53 @@ class Sink:
     @property
     def pending_bytes(self) -> int:
         """Bytes of a block that is still arriving."""
-        return sum(len(part[2]) for part in self._chunks if part)
+        return sum(len(part.data) for part in self._chunks if part)
 
     def _places(self) -> dict[str, Any]:
         following = [
-            [taken + 1, len(chunk[2]) if chunk and chunk[0] == taken + 1 else 0]
-            for taken, chunk in zip(self._taken, self._chunks, strict=True)
+            [taken + 1, len(chunk.data) if chunk else 0] for taken, chunk in zip(self._taken, self._chunks, strict=True)
         ]
-        return {"have": list(self.have), "next": following}
+        return {"session": self.session, "have": list(self.have), "next": following}
 
     def receive(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
         """Take one message of this source; what is wrong with it is counted and changes nothing."""
+        if message.sender != self.sender:
+            self.bad["sender"] += 1
+            return
         self.heard = now
         try:
-            self._receive(message, frames, now)
+            handler = _HANDLERS.get(message.kind)
+            if handler is not None:
+                handler(self, message, frames, now)
         except DecodeError as error:
             self.bad[error.kind] += 1
             # What was spoilt on the way has to come again.
             if message.kind in (Kind.BLOCK, Kind.CHUNK):
                 self._complain(message.lane, now)
 
-    def _receive(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
-        kind = message.kind
-        if kind == Kind.HELLO:
-            nonce = message.body.get("nonce")
-            credit = {"bytes": self._credit[0], "records": self._credit[1]}
-            self._chunks = [None for _ in LANES]  # it starts such a block anew
-            self._say(Kind.WELCOME, {"nonce": nonce, "credit": credit, "beat": self._beat} | self._places(), now)
-        elif kind == Kind.BLOCK:
-            self._take(block_of(message, frames), message, now)
-        elif kind == Kind.CHUNK:
-            self._take_chunk(message, now)
-        elif kind == Kind.GAP:
-            self._take_gap(message, frames, now)
-        elif kind == Kind.PING:
-            self._say(Kind.PONG, {"id": message.body.get("id")} | self._places(), now)
-        elif kind == Kind.GOODBYE:
-            final = message.body.get("final")
-            if not isinstance(final, list) or len(cast("list[object]", final)) != len(LANES):
-                raise DecodeError("goodbye", "a goodbye without final numbers")
-            numbers = [n for n in cast("list[object]", final) if type(n) is int and n >= 0]
-            if len(numbers) != len(LANES):
-                raise DecodeError("goodbye", "a goodbye without final numbers")
-            self.final, self.status = numbers, str(message.body.get("status"))[:40]
-            for lane, number in enumerate(numbers):
-                if self._taken[lane] < number:
-                    self._complain(lane, now)
-            self._bye_said = False
-            self._say_bye(now)
+    def _on_hello(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
+        self._chunks = [None for _ in LANES]  # it starts such a block anew
+        credit = {"bytes": self._credit[0], "records": self._credit[1]}
+        body = {"nonce": message.body.get("nonce"), "credit": credit, "beat": self._beat}
+        self._say(Kind.WELCOME, body | self._places(), now)
+
+    def _on_block(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
+        self._take(block_of(message, frames), message, now)
+
+    def _on_ping(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
+        self._say(Kind.PONG, {"id": message.body.get("id")} | self._places(), now)
+
+    def _on_goodbye(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
+        final = message.body.get("final")
+        numbers = cast("list[object]", final) if isinstance(final, list) else []
+        if len(numbers) != len(LANES) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise DecodeError("goodbye", "a goodbye without final numbers")
+        self.final, self.status = cast("list[int]", list(numbers)), str(message.body.get("status"))[:40]
+        for lane, number in enumerate(self.final):
+            if self._taken[lane] < number:
+                self._complain(lane, now)
+        self._bye_said = False
+        self._say_bye(now)
 
     def _take(self, block: Block, message: Message, now: float) -> None:
         lane, following = block.lane, self._taken[block.lane] + 1
@@ -157,47 +172,55 @@ class Sink:
             self._chunks[lane] = None
             self._fresh.append((block, message))
 
-    def _take_chunk(self, message: Message, now: float) -> None:
+    def _on_chunk(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
         lane, seq = message.lane, message.seq
         at, total = message.body.get("at"), message.body.get("total")
         size = sum(len(piece) for piece in message.buffers)
         if type(at) is not int or type(total) is not int or not 0 < total <= MAX_BLOCK_BYTES or at < 0 or size == 0:
             raise DecodeError("chunk", "a chunk without place or size")
-        held = self._chunks[lane]
         if seq <= self._taken[lane]:
             self.duplicates += 1
             return
-        if at == 0 and seq == self._taken[lane] + 1 and (held is None or held[:2] != (seq, total)):
-            held = self._chunks[lane] = (seq, total, bytearray())
-        if held is None or held[:2] != (seq, total) or at > len(held[2]):
+        if seq > self._taken[lane] + 1:
             self._complain(lane, now)
             return
-        if at < len(held[2]):
+        held = self._chunks[lane]
+        if held is None or held.total != total:  # the first, or of a block that has shrunk to a tombstone meanwhile
+            held = self._chunks[lane] = _Arriving(seq, total)
+        if at > len(held.data):
+            self._complain(lane, now)
+        elif at < len(held.data):
             self.duplicates += 1
-            return
-        if at + size > total:
+        elif at + size > total:
             self._chunks[lane] = None
             raise DecodeError("chunk", "a chunk past the end of its block")
-        for piece in message.buffers:
-            held[2].extend(piece)
-        if len(held[2]) < total:
-            self._say(Kind.ACK, self._places(), now)
-            return
+        else:
+            for piece in message.buffers:
+                held.data.extend(piece)
+            if len(held.data) < total:
+                self._say(Kind.ACK, self._places(), now)
+            else:
+                self._finish_block(held, lane, now)
+
+    def _finish_block(self, held: _Arriving, lane: int, now: float) -> None:
         self._chunks[lane] = None
-        block, inner = decode_block(unpack_frames(held[2]))
-        if block.sender != self.sender or block.lane != lane or block.first != seq:
+        block, inner = decode_block(unpack_frames(memoryview(held.data)))
+        if block.sender != self.sender or block.lane != lane or block.first != held.first:
             raise DecodeError("chunk", "chunks that hold another source's block")
         self._take(block, inner, now)
 
-    def _take_gap(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
+    def _on_gap(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
         last, following = message.body.get("to"), self._taken[message.lane] + 1
-        if type(last) is not int or last < message.seq:
+        if type(last) is not int or not message.seq <= last < 2**63 - 1:
             raise DecodeError("gap", "a gap without an end")
         if message.seq == following:
             count = last - message.seq + 1
             self._taken[message.lane] = last
+            self._chunks[message.lane] = None
             self.gaps += 1
             self._fresh.append((Block(self.sender, message.lane, message.seq, count, tuple(frames)), message))
+        elif message.seq > following:
+            self._complain(message.lane, now)
 
     def _complain(self, lane: int, now: float) -> None:
         places = self._places()
@@ -238,6 +261,11 @@ class Sink:
         self._out.append(encode_message(Message(kind, self.sender, body=body)))
 
 
-def block_size(block: Block) -> int:
-    """Bytes a block takes in the store."""
-    return packed_size(block.frames)
+_HANDLERS: dict[int, Callable[[Sink, Message, Sequence[Buffer], float], None]] = {
+    Kind.HELLO: Sink._on_hello,  # pyright: ignore[reportPrivateUsage]
+    Kind.BLOCK: Sink._on_block,  # pyright: ignore[reportPrivateUsage]
+    Kind.CHUNK: Sink._on_chunk,  # pyright: ignore[reportPrivateUsage]
+    Kind.GAP: Sink._on_gap,  # pyright: ignore[reportPrivateUsage]
+    Kind.PING: Sink._on_ping,  # pyright: ignore[reportPrivateUsage]
+    Kind.GOODBYE: Sink._on_goodbye,  # pyright: ignore[reportPrivateUsage]
+}

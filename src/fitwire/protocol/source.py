@@ -2,7 +2,8 @@
 
 It keeps what a source owes its hub: the greeting, contiguous sequence numbers within the hub's credit, going back where
 something was lost, the heartbeat and the goodbye. It does not know sockets, threads, clocks, nor what records mean; the
-blocks themselves lie in a :class:`Backlog`.
+blocks themselves lie in a :class:`Backlog`. Longer than most files here, because a machine cut in two is harder to
+check against its table.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
@@ -20,6 +20,7 @@ from fitwire.protocol.blocks import (
     BULK,
     CHUNK_BYTES,
     LANES,
+    MAX_BUFFERS,
     VERSION,
     Block,
     Buffer,
@@ -30,6 +31,7 @@ from fitwire.protocol.blocks import (
     encode_message,
     slice_frames,
 )
+from fitwire.protocol.lane import Flight, Lane, Position
 
 __all__ = ["BEAT", "TRANSITIONS", "Backlog", "Source", "State"]
 
@@ -39,14 +41,13 @@ PROBE = 1.0
 """Seconds without progress, with something in flight, after which the source asks where the hub stands."""
 GREETINGS = (0.1, 5.0)
 """First and longest pause between two hellos, seconds; each is twice the last, give or take a quarter."""
+LOST = 10.0
+"""Seconds without a word from a hub whose connection seems to stand, after which the source greets again."""
 GOODBYE_AGAIN = 0.2
 FIRST_WINDOW, LEAST_WINDOW = CHUNK_BYTES, 64 * 2**10
 """Bulk bytes in flight, at first and at least: on a slow line a loss must not wait behind a picture."""
 FAST, SLOW = 0.1, 0.5
 """Seconds from sent to acknowledged under which the window doubles, and over which it halves."""
-
-Position = tuple[int, int]
-"""(sequence number, byte offset in its block) of what comes next."""
 
 
 class State(StrEnum):
@@ -69,9 +70,13 @@ TRANSITIONS: dict[tuple[State, str], State] = {
     (State.GREETING, "auth"): State.REFUSED,
     (State.STREAMING, "unknown"): State.GREETING,  # a restarted hub has never heard of us
     (State.STREAMING, "disconnected"): State.GREETING,
+    (State.STREAMING, "silent"): State.GREETING,
     (State.STREAMING, "superseded"): State.SET_ASIDE,
     (State.STREAMING, "bye_ok"): State.ENDED,
 }
+
+REASONS = ("superseded", "version", "auth", "unknown")
+"""Of a refusal, that are events of the table; any other, e.g. ``busy``, means to greet on."""
 
 
 class Backlog(Protocol):
@@ -92,42 +97,6 @@ class Backlog(Protocol):
     def trim(self, lane: int, upto: int) -> None:
         """Forget blocks whose last sequence number is at most ``upto``: the hub has committed them."""
         ...
-
-
-@dataclass(slots=True)
-class _Flight:
-    after: Position
-    nbytes: int
-    sent: float
-    chunk: bool
-
-
-@dataclass(slots=True)
-class _Lane:
-    next: Position = (1, 0)
-    have: int = 0
-    flights: deque[_Flight] = field(default_factory=deque[_Flight])
-    in_flight: int = 0
-    went_back: tuple[Position, float] = ((0, 0), -1e9)
-
-    def go_to(self, position: Position, now: float) -> None:
-        """Send from ``position`` on, again if need be."""
-        self.next = position
-        self.went_back = (position, now)
-        while self.flights and self.flights[-1].after > position:
-            self.in_flight -= self.flights.pop().nbytes
-
-    def landed(self, taken: Position, now: float) -> float | None:
-        """Drop what has arrived from the flights; return how long the last of it took, in seconds."""
-        took = None
-        while self.flights:
-            flight = self.flights[0]
-            if flight.after > ((taken[0], taken[1]) if flight.chunk else (self.have + 1, 0)):
-                break
-            self.flights.popleft()
-            self.in_flight -= flight.nbytes
-            took = now - flight.sent
-        return took
 
 
 class Source:
@@ -162,13 +131,15 @@ class Source:
         self.newer: int | None = None
         self.reason: str | None = None
         self._jitter = jitter
-        self._lanes = [_Lane() for _ in LANES]
+        self._lanes = [Lane() for _ in LANES]
         self._credit_bytes, self._credit_records = 2**20, 1024
         self._window = FIRST_WINDOW
         self._beat = BEAT
         self._out: deque[list[Buffer]] = deque()
         self._next_hello, self._pause = 0.0, GREETINGS[0]
         self._nonce = 0
+        self._session: int | None = None
+        self._other_sessions: deque[int] = deque(maxlen=16)
         self._pings = itertools.count(1)
         self._ping: tuple[int, float, list[Position]] | None = None
         self._said = self._heard = self._progress = 0.0
@@ -208,8 +179,9 @@ class Source:
 
     def goodbye(self, status: str) -> None:
         """Say goodbye once all is sent; :attr:`state` is ENDED when the hub has it all."""
-        self._farewell = {"status": status}
-        self._next_goodbye = 0.0
+        if self._farewell != {"status": status}:
+            self._farewell = {"status": status}
+            self._next_goodbye = 0.0
 
     def _enter(self, event: str, now: float) -> bool:
         state = TRANSITIONS.get((self.state, event))
@@ -226,9 +198,9 @@ class Source:
         """Take one message from the hub; what is not understood is counted and changes nothing."""
         try:
             message = decode_message(frames)
+            self._heard = now
             handler = _HANDLERS.get(message.kind)
             if handler is not None:
-                self._heard = now
                 handler(self, message, now)
         except DecodeError as error:
             self.bad[error.kind] += 1
@@ -237,11 +209,13 @@ class Source:
         body = message.body
         if self.state is not State.GREETING or body.get("nonce") != self._nonce:
             return
-        have, positions = self._positions(body)
+        have, positions = self._positions(message)
+        session = body.get("session")
+        self._use_session(session if type(session) is int else None)
         credit = body.get("credit")
         if isinstance(credit, dict):
             limits = cast("dict[str, object]", credit)
-            self._credit_bytes = _bounded(limits.get("bytes"), 2**16, 2**30)
+            self._credit_bytes = _bounded(limits.get("bytes"), LEAST_WINDOW, 2**30)
             self._credit_records = _bounded(limits.get("records"), 1, 2**20)
         beat = body.get("beat")
         if isinstance(beat, (int, float)) and 0.05 <= beat <= 60:
@@ -250,26 +224,40 @@ class Source:
         self._ping = None
         self._progress = now
         for index, lane in enumerate(self._lanes):
-            lane.have = have[index]
-            lane.flights.clear()
-            lane.in_flight = 0
-            lane.next = positions[index]
+            lane.start(have[index], positions[index])
             self.backlog.trim(index, lane.have)
-            first = self.backlog.first(index)
-            if lane.next[0] < first:  # a hub with another store asks for what is gone
-                lane.next = (first, 0)
-                gap = {"to": first - 1, "reason": "already delivered to another store"}
-                self._say(Kind.GAP, gap, now, lane=index, seq=positions[index][0])
 
-    def _positions(self, body: dict[str, Any]) -> tuple[list[int], list[Position]]:
-        have, following = body.get("have"), body.get("next")
+    def _use_session(self, session: int | None) -> None:
+        if self._session is not None and self._session != session:
+            self._other_sessions.append(self._session)
+        if session is not None and session in self._other_sessions:
+            self._other_sessions.remove(session)
+        self._session = session
+
+    def _of_this_session(self, message: Message, now: float) -> bool:
+        """Whether positions in it may be believed: a hub that lost its store must not inherit the old one's acks."""
+        if self.state is not State.STREAMING:
+            return False
+        session = message.body.get("session")
+        if session == self._session:
+            return True
+        if type(session) is int and session not in self._other_sessions:
+            # Never heard of: the hub was restarted and knows us by a hello that came late.
+            self._other_sessions.append(session)
+            self._enter("unknown", now)
+        return False
+
+    def _positions(self, message: Message) -> tuple[list[int], list[Position]]:
+        if message.sender != self.sender:
+            raise DecodeError("sender", "positions of another source")
+        have, following = message.body.get("have"), message.body.get("next")
         good_have: list[int] = []
         good_next: list[Position] = []
         if isinstance(have, list) and isinstance(following, list):
             for number, pair in zip(cast("list[object]", have), cast("list[object]", following), strict=False):
                 two = cast("list[object]", pair) if isinstance(pair, list) else []
-                if type(number) is int and number >= 0 and len(two) == 2 and all(type(n) is int for n in two):
-                    good_have.append(number)
+                if len(two) == 2 and all(type(n) is int and n >= 0 for n in (number, *two)):
+                    good_have.append(cast(int, number))
                     good_next.append((cast(int, two[0]), cast(int, two[1])))
         if len(good_have) != len(LANES):
             raise DecodeError("ack", "positions are missing")
@@ -281,26 +269,19 @@ class Source:
         return good_have, good_next
 
     def _on_ack(self, message: Message, now: float) -> None:
-        if self.state is not State.STREAMING:
+        if not self._of_this_session(message, now):
             return
-        have, positions = self._positions(message.body)
+        have, positions = self._positions(message)
         self._absorb(have, positions, now)
         gap = message.body.get("gap")
-        if type(gap) is int and gap in LANES:
-            lane, position = self._lanes[gap], positions[gap]
-            # One loss makes many such acks: go back once for each, then give it time to work.
-            if position < lane.next and (lane.went_back[0] != position or now - lane.went_back[1] > 0.2):
-                self.replays += 1
-                lane.go_to(position, now)
+        if type(gap) is int and gap in LANES and self._lanes[gap].go_back(positions[gap], now):
+            self.replays += 1
 
     def _absorb(self, have: list[int], positions: list[Position], now: float) -> None:
         for index, lane in enumerate(self._lanes):
-            if have[index] > lane.have:
-                lane.have = have[index]
+            if lane.committed(have[index]):
                 self._progress = now
                 self.backlog.trim(index, lane.have)
-            if lane.next < (lane.have + 1, 0):
-                lane.next = (lane.have + 1, 0)
             took = lane.landed(positions[index], now)
             if took is None:
                 continue
@@ -310,16 +291,15 @@ class Source:
                 self._window = int(min(max(self._window * factor, LEAST_WINDOW), self._credit_bytes))
 
     def _on_pong(self, message: Message, now: float) -> None:
-        if self.state is not State.STREAMING or self._ping is None or message.body.get("id") != self._ping[0]:
+        if not self._of_this_session(message, now) or self._ping is None or message.body.get("id") != self._ping[0]:
             return
-        have, positions = self._positions(message.body)
+        have, positions = self._positions(message)
         sent, self._ping = self._ping[2], None
         self._absorb(have, positions, now)
         for lane, position, then in zip(self._lanes, positions, sent, strict=True):
             # The ping left after them on the same road and has arrived: they were lost.
-            if position < then and lane.went_back[1] < now - PROBE / 2:
+            if position < then and not lane.went_back_since(now - PROBE / 2) and lane.go_back(position, now):
                 self.replays += 1
-                lane.go_to(position, now)
 
     def _on_ping(self, message: Message, now: float) -> None:
         if self.state is State.STREAMING:
@@ -328,12 +308,14 @@ class Source:
     def _on_reject(self, message: Message, now: float) -> None:
         reason = str(message.body.get("reason"))[:40]
         newer = message.body.get("newer")
-        if self._enter(reason, now):
+        if reason in REASONS and self._enter(reason, now):
             self.reason = reason
             self.newer = newer if type(newer) is int else None
 
     def _on_bye_ok(self, message: Message, now: float) -> None:
-        have, positions = self._positions(message.body)
+        if not self._of_this_session(message, now):
+            return
+        have, positions = self._positions(message)
         self._absorb(have, positions, now)
         if self._farewell is not None and self.drained:
             self._enter("bye_ok", now)
@@ -346,23 +328,24 @@ class Source:
 
     def due(self, now: float) -> Iterator[list[Buffer]]:
         """Yield what is to be sent now, in order, within the hub's credit."""
+        if self.state is State.STREAMING and now - self._heard >= max(LOST, 5 * self._beat):
+            self._enter("silent", now)
         if self.state is State.GREETING and now >= self._next_hello:
-            self._nonce = self._nonce % 2**31 + 1
-            self._next_hello = now + self._pause * (0.75 + self._jitter() / 2)
-            self._pause = min(self._pause * 2, GREETINGS[1])
-            heads = [self.backlog.head(lane) for lane in LANES]
-            firsts = [self.backlog.first(lane) for lane in LANES]
-            self._say(
-                Kind.HELLO,
-                {**self.hello, "versions": [VERSION], "role": "source", "nonce": self._nonce}
-                | {"head": heads, "first": firsts},
-                now,
-            )
+            self._greet(now)
         if self.state is State.STREAMING:
             yield from self._drain()
             yield from self._blocks(now)
             self._speak_up(now)
         yield from self._drain()
+
+    def _greet(self, now: float) -> None:
+        self._nonce = self._nonce % 2**31 + 1
+        self._next_hello = now + self._pause * (0.75 + self._jitter() / 2)
+        self._pause = min(self._pause * 2, GREETINGS[1])
+        heads = [self.backlog.head(lane) for lane in LANES]
+        firsts = [self.backlog.first(lane) for lane in LANES]
+        own = {"versions": [VERSION], "role": "source", "nonce": self._nonce, "head": heads, "first": firsts}
+        self._say(Kind.HELLO, {**self.hello, **own}, now)
 
     def _drain(self) -> Iterator[list[Buffer]]:
         while self._out:
@@ -372,34 +355,42 @@ class Source:
         for index, lane in enumerate(self._lanes):
             limit = self._window if index == BULK else self._credit_bytes
             while lane.in_flight < limit and lane.next[0] - lane.have <= self._credit_records:
+                first = self.backlog.first(index)
+                if lane.next[0] < first:
+                    yield self._gap(index, lane, first, now)
+                    continue
                 block = self.backlog.read(index, lane.next[0])
                 if block is None:
                     break
-                self._said = now
                 if not lane.flights:
                     self._progress = now
                 yield self._piece(block, lane, now)
 
-    def _piece(self, block: Block, lane: _Lane, now: float) -> list[Buffer]:
+    def _gap(self, index: int, lane: Lane, first: int, now: float) -> list[Buffer]:
+        """A hub with another store asks for what an earlier one has, and what is therefore gone from here."""
+        body = {"to": first - 1, "reason": "already delivered to another store"}
+        message = Message(Kind.GAP, self.sender, index, lane.next[0], 0, body)
+        lane.next, self._said = (first, 0), now
+        return encode_message(message)
+
+    def _piece(self, block: Block, lane: Lane, now: float) -> list[Buffer]:
         """One block, or its next chunk; moves the lane past it."""
-        total, offset = block.nbytes, lane.next[1]
+        total = block.nbytes
+        offset = lane.next[1] if lane.next[1] < total else 0  # it has shrunk to a tombstone since
+        small = total <= (LEAST_WINDOW if block.lane == BULK else CHUNK_BYTES)
         size = min(total - offset, max(LEAST_WINDOW, min(CHUNK_BYTES, self._window // 4)))
-        whole = offset == 0 and (size == total or total <= LEAST_WINDOW or block.lane != BULK)
-        if whole:
+        if offset == 0 and (small or size == total):
             frames, size = list(block.frames), total
         else:
-            frames = encode_message(
-                Message(
-                    Kind.CHUNK, block.sender, block.lane, block.first, 0,
-                    {"at": offset, "total": total, "n": block.count},
-                    tuple(slice_frames(block.frames, offset, size)),
-                )
-            )  # fmt: skip
+            pieces = tuple(slice_frames(block.frames, offset, size))
+            if len(pieces) > MAX_BUFFERS:
+                pieces = (b"".join(pieces),)
+            body = {"at": offset, "total": total, "n": block.count}
+            frames = encode_message(Message(Kind.CHUNK, block.sender, block.lane, block.first, 0, body, pieces))
         done = offset + size >= total
         after = (block.last + 1, 0) if done else (block.first, offset + size)
-        lane.flights.append(_Flight(after, size, now, not done))
-        lane.in_flight += size
-        lane.next = after
+        lane.launch(Flight(after, size, now, chunk=not done))
+        self._said = now
         return frames
 
     def _speak_up(self, now: float) -> None:
@@ -423,9 +414,9 @@ class Source:
         """Queue a message of the caller's own, e.g. the answer to a command."""
         self._say(kind, body, now)
 
-    def _say(self, kind: Kind, body: dict[str, Any], now: float, *, lane: int = 0, seq: int = 0) -> None:
+    def _say(self, kind: Kind, body: dict[str, Any], now: float) -> None:
         self._said = now
-        self._out.append(encode_message(Message(kind, self.sender, lane, seq, 0, body)))
+        self._out.append(encode_message(Message(kind, self.sender, body=body)))
 
 
 def _bounded(value: object, low: int, high: int) -> int:
