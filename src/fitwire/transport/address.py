@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitwire.errors import AddressError
+from fitwire.errors import AddressError, StoreError
 from fitwire.transport.process import private_folder
 
 __all__ = ["Address", "data_folder", "default_address", "resolve"]
@@ -44,13 +44,26 @@ class Address:
 
 
 def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where stores lie: ``folder``, else ``FITWIRE_DIR``, else the user's data folder."""
-    chosen = folder or os.environ.get("FITWIRE_DIR")
-    if chosen:
-        return private_folder(Path(chosen).expanduser().absolute())
-    import platformdirs
+    """Where stores lie: ``folder``, else ``FITWIRE_DIR``, else the user's data folder; made when it is not there.
 
-    return private_folder(platformdirs.user_data_path("fitwire"))
+    Raises:
+        StoreError: It cannot be made, or belongs to somebody else.
+    """
+    chosen = folder or os.environ.get("FITWIRE_DIR")
+    try:
+        if chosen:
+            return _chosen_folder(chosen)
+        import platformdirs
+
+        return private_folder(platformdirs.user_data_path("fitwire"))
+    except OSError as error:
+        raise StoreError(f"no folder for the store: {error}; set FITWIRE_DIR to one that you can write to") from error
+
+
+def _chosen_folder(chosen: str | os.PathLike[str]) -> Path:
+    # One that was there keeps its mode: it may be a project's, shared on purpose.
+    path = Path(chosen).expanduser().absolute()
+    return path if path.is_dir() else private_folder(path)
 
 
 def _runtime_folder() -> Path:
@@ -58,7 +71,7 @@ def _runtime_folder() -> Path:
     if chosen:
         # A folder shared between hosts must not make one host's hub look like another's.
         host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-        return private_folder(private_folder(Path(chosen).expanduser().absolute()) / f"run-{host}")
+        return private_folder(_chosen_folder(chosen) / f"run-{host}")
     import platformdirs
 
     try:
@@ -69,16 +82,29 @@ def _runtime_folder() -> Path:
 
 
 def default_address() -> Address:
-    """The user's own hub on this machine."""
-    return _ipc(_runtime_folder() / "hub")
+    """The user's own hub on this machine.
+
+    Raises:
+        AddressError: No folder can be made for its socket, or its path would be too long.
+    """
+    try:
+        folder = _runtime_folder()
+    except OSError as error:
+        raise AddressError(
+            f"no folder for the hub's socket: {error}; set FITWIRE_DIR to one that you can write to"
+        ) from error
+    return _ipc(folder / "hub")
 
 
 def _ipc(path: Path) -> Address:
     size = len(os.fsencode(path))
     if size > MAX_IPC_PATH:
         raise AddressError(
-            f"the socket's path takes {size} bytes, the system allows {MAX_IPC_PATH}: {path}; set FITWIRE_DIR to a shorter folder"
+            f"the socket's path takes {size} bytes, the system allows {MAX_IPC_PATH}: {path}; "
+            "set FITWIRE_DIR to a shorter folder"
         )
+    if path.is_dir():
+        raise AddressError(f"{path} is a folder: name a file in it, e.g. ipc://{path / 'hub'}")
     return Address(f"ipc://{path}", path, local=True)
 
 
@@ -107,9 +133,9 @@ def resolve(address: str | Address | None = None) -> Address:
     text = text.strip()
     if not text:
         return default_address()
-    if text.startswith("ipc://") or text.startswith(("/", "./", "~")):
+    if text.startswith(("ipc://", "/", "./", "../", "~")) and text.isprintable():
         return _ipc(Path(text.removeprefix("ipc://")).expanduser().absolute())
-    match = re.fullmatch(r"(?:tcp://)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+|\*)(?::(\d{1,5}))?", text)
+    match = re.fullmatch(r"(?:tcp://)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+|\*)(?::([0-9]{1,5}))?", text)
     if match is None or not 0 < int(match[2] or TCP_PORT) < 65536:
         raise AddressError(f"{text[:80]!r} is no address: write ipc:///path, tcp://host:{TCP_PORT} or leave it out")
     host, port = match[1], int(match[2] or TCP_PORT)

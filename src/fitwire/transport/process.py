@@ -9,10 +9,13 @@ import os
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["FileLock", "alive", "generation", "host_key", "private_folder", "spawn"]
+from fitwire.errors import LinkError
+
+__all__ = ["FileLock", "alive", "generation", "host_key", "private_folder", "spawn", "started_at"]
 
 _generation = 0
 
@@ -20,7 +23,11 @@ _generation = 0
 def _after_fork() -> None:
     global _generation
     _generation += 1
+    for lock in list(_held):
+        lock.drop()
 
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
@@ -76,24 +83,26 @@ def started_at(pid: int) -> float | None:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can enter.
+    """Make a folder that only its owner can enter; one that is there is closed to others.
 
     Raises:
-        PermissionError: It is there and belongs to, or is open to, somebody else.
+        PermissionError: It, or a link in its place, belongs to somebody else.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if sys.platform == "win32":
         return path
-    status = path.stat()
-    if status.st_uid != os.getuid():
+    # Of a link too: in a folder that all may write to, anybody could have left one.
+    if {path.lstat().st_uid, path.stat().st_uid} != {os.getuid()}:
         raise PermissionError(f"{path} belongs to another user: set FITWIRE_DIR to a folder of your own")
-    if status.st_mode & 0o077:
+    if path.stat().st_mode & 0o077:
         path.chmod(0o700)
     return path
 
 
 class FileLock:
     """An exclusive lock on a file, held for life; the system drops it when the process dies.
+
+    A forked child does not hold it, nor keep it held when its parent dies.
 
     Example:
         >>> lock = FileLock(Path("/tmp/example.lock"))
@@ -107,10 +116,18 @@ class FileLock:
         self._file: int | None = None
 
     def take(self) -> bool:
-        """Try once; False when somebody else holds it."""
+        """Try once; False when somebody else holds it.
+
+        Raises:
+            LinkError: There can be no such file, or it is not ours to open.
+        """
         if self._file is not None:
             return True
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+            handle = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            raise LinkError(f"cannot lock {self.path}: {error.strerror}; choose another address") from error
         try:
             if sys.platform == "win32":
                 import msvcrt
@@ -124,10 +141,16 @@ class FileLock:
             os.close(handle)
             return False
         self._file = handle
+        _held.add(self)
         return True
 
     def release(self) -> None:
         """Let go; the file stays, so that nobody locks a name that is being removed."""
+        _held.discard(self)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close this process's hold of the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -23,6 +23,9 @@ ZERO_COPY_BYTES = 64 * 2**10
 """Frames from here on are lent to libzmq instead of copied; below, lending costs more."""
 MAX_FRAME_BYTES = 2 * CHUNK_BYTES
 """Nothing we send is longer; a peer that sends more is cut off by libzmq before it is in memory."""
+PEER_IN, PEER_OUT = 1_000, 10_000
+"""Messages that a hub takes in from one peer before it has looked, and that it keeps for one that does not read. Credit,
+and a page of an answer in the smallest blocks, are less: only a flood meets them."""
 
 
 class Sent(Enum):
@@ -37,7 +40,7 @@ class Sent(Enum):
 _COMMON: dict[int, int] = {
     zmq.LINGER: 0,  # the backlog is the guarantee, not linger
     zmq.IMMEDIATE: 1,  # queue for peers that are there, not for those that may come
-    zmq.SNDHWM: 0,  # credit bounds what is under way
+    zmq.SNDHWM: 0,  # of a connector: credit bounds what is under way
     zmq.RCVHWM: 0,
     zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
     zmq.HANDSHAKE_IVL: 3000,
@@ -46,14 +49,14 @@ _COMMON: dict[int, int] = {
     zmq.HEARTBEAT_TTL: 6000,
     zmq.RECONNECT_IVL: 50,
     zmq.RECONNECT_IVL_MAX: 2000,
-    zmq.IPV6: 0,
 }
 
 
-def _socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
+def _socket(context: zmq.Context[Any], kind: int, address: Address) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     for option, value in _COMMON.items():
         socket.setsockopt(option, value)
+    socket.setsockopt(zmq.IPV6, int("[" in address.text))
     return socket
 
 
@@ -74,7 +77,7 @@ class Dealer:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._context: zmq.Context[Any] = zmq.Context(1)
-        self._socket = _socket(self._context, zmq.DEALER)
+        self._socket = _socket(self._context, zmq.DEALER, address)
         events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
         self._poller = zmq.Poller()
@@ -88,6 +91,8 @@ class Dealer:
             _send(self._socket, frames)
         except zmq.Again:
             return False
+        except zmq.ZMQError as error:
+            raise LinkError(f"cannot send to {self.address.text}: {error}") from error
         return True
 
     def receive(self) -> list[bytes] | None:
@@ -120,6 +125,9 @@ class Dealer:
 class Router:
     """The hub's socket: many peers, each known by its routing id.
 
+    Binding a Unix socket takes the path from whoever listens there: take the lock beside it first
+    (``process.FileLock``).
+
     Args:
         address: To bind.
 
@@ -131,14 +139,20 @@ class Router:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._context: zmq.Context[Any] = zmq.Context(1)
-        self._socket = _socket(self._context, zmq.ROUTER)
+        self._socket = _socket(self._context, zmq.ROUTER, address)
         # Without it a ROUTER drops what it cannot deliver, in silence: 3,968 of 4,000 measured.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.RCVHWM, PEER_IN)
+        self._socket.setsockopt(zmq.SNDHWM, PEER_OUT)
         try:
             self._socket.bind(address.text)
+            if address.path is not None:
+                address.path.chmod(0o600)  # a path outside our private folder is open to whom the umask says
+        except OSError as error:  # zmq.ZMQError is none
+            self.close()
+            raise LinkError(f"cannot listen at {address.text}: {error}") from error
         except zmq.ZMQError as error:
-            self._socket.close(0)
-            self._context.term()
+            self.close()
             if error.errno == zmq.EADDRINUSE:
                 hint = "another program listens there; choose another port, or stop it"
                 raise AddressInUse(address.text, hint) from error
