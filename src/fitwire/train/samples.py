@@ -205,22 +205,22 @@ def kept(model: Any = None) -> Generator[None]:
     ``model.train()`` would not do: it sets all modules alike, a frozen batch normalisation among them.
     """
     python, legacy = random.getstate(), np.random.get_state()
-    torch: Any = sys.modules.get("torch")
+    torch = cast("Any", sys.modules.get("torch"))
     cpu = cuda = None
     flags: list[tuple[Any, bool]] = []
     if torch is not None:
         cpu = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         if isinstance(model, torch.nn.Module):
-            flags = [(module, bool(module.training)) for module in cast(Any, model).modules()]
+            flags = [(module, bool(module.training)) for module in model.modules()]
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
-        if cpu is not None:
+        if torch is not None and cpu is not None:
             torch.set_rng_state(cpu)
-        if cuda is not None:
+        if torch is not None and cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
         for module, flag in flags:
             module.training = flag
