@@ -1,4 +1,4 @@
-"""What several tests need: a hand-set clock, two ends and a bad link between them, patience that does not sleep blindly."""
+"""What several tests need: a hand-set clock, two ends and a bad link, patience that does not sleep blindly."""
 
 from __future__ import annotations
 

@@ -100,4 +100,4 @@ def encode_json(body: dict[str, Any]) -> bytes:
     try:
         return json.dumps(body, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
-        raise EncodeError(f"cannot send {str(body)[:80]}: {error}") from None
+        raise EncodeError(f"cannot send {', '.join(map(str, body))[:80]!r}: {error}") from None
