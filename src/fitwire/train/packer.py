@@ -1,35 +1,44 @@
-"""Accepted records → blocks, on the I/O thread: rows of one metric set become columns, the rest parts of their own."""
+"""Accepted records → blocks, on the I/O thread: rows of one metric set become columns, the rest parts of their own.
+
+Whatever the training thread accepted without looking at it closely (the hot path looks only at the type of values) is
+put right here, so that no block is made that a hub would refuse: it would be sent for ever.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
+
+import numpy as np
 
 from fitwire.errors import EncodeError
-from fitwire.events import Dropped, Event, Per, Sample, encode_event, encode_rows
-from fitwire.protocol.blocks import BULK, RECORDS, Block, Buffer, Identity, encode_block
+from fitwire.events import MAX_NAME, Dropped, Event, Per, Sample, encode_event, encode_rows
+from fitwire.protocol.arrays import Array
+from fitwire.protocol.blocks import BULK, MAX_BLOCK_BYTES, MAX_BUFFERS, RECORDS, Block, Buffer, Identity, encode_block
+from fitwire.train.values import MAX_WHOLE, as_whole, plain_text
 
-__all__ = ["Packer", "Row"]
+__all__ = ["MAX_ROWS", "Packer", "Row"]
 
 MAX_ROWS = 256
 """Records in a block."""
 MAX_BYTES = 48 * 2**10
 """A block closes when its values, or what it says in frame 1, pass this: within 64 KiB with room for headers."""
+MAX_NAME_BYTES = 24 * 2**10
+"""UTF-8 bytes of the names of one part; a row with more is split into several records."""
+MAX_KNOWN = 1000
+"""Metric sets whose names are remembered as checked."""
 NAN = float("nan")
 
+Buffers = list[tuple[dict[str, Any], Buffer]]
 
-class Row(NamedTuple):
-    """One accepted ``log`` call, as the training thread leaves it.
 
-    ``values`` belongs to the row: nobody changes it any more, except that a value still on its device is filled in.
-    """
+Row = tuple[float, int, int | None, int | None, Per, dict[str, Any]]
+"""One accepted ``log`` call as the training thread leaves it: Unix time, step, epoch, batch, what it is per, values.
 
-    time: float
-    step: int
-    epoch: int | None
-    batch: int | None
-    per: Per
-    values: dict[str, Any]
+The values belong to the row: nobody changes them any more, except that one still on its device is filled in. A plain
+tuple, because it is made on the hot path, and because the garbage collector lets go of plain tuples of numbers.
+"""
 
 
 class Packer:
@@ -38,71 +47,152 @@ class Packer:
     Args:
         sender: Whose records they are.
         append: Takes each finished block.
-        refused: Told of each record that could not be encoded, with the reason; the record becomes a tombstone.
+        refused: Told of what could not be sent, ``refused(what, why)``; a record that is lost with it becomes a
+            tombstone.
     """
 
     def __init__(
-        self, sender: Identity, append: Callable[[Block], None], refused: Callable[[str], None] = lambda _: None
+        self,
+        sender: Identity,
+        append: Callable[[Block], None],
+        refused: Callable[[str, str], None] = lambda what, why: None,
     ) -> None:
         self.sender = sender
         self._append, self._refused = append, refused
         self._next = [1, 1]
         self._parts: list[dict[str, Any]] = []
-        self._buffers: list[tuple[dict[str, Any], Buffer]] = []
+        self._buffers: Buffers = []
         self._count = self._bytes = 0
         self._time = 0.0
         self._rows: list[Row] = []
-        self._key: tuple[Per, tuple[str, ...]] | None = None
+        self._per: Per = "batch"
+        self._names: tuple[Any, ...] | None = None
+        self._limit = MAX_ROWS
+        self._plans: dict[tuple[str, ...], list[dict[str, str]] | None] = {}
 
     def add(self, records: Sequence[Row | Event]) -> None:
         """Pack these, in order; everything is handed on before this returns."""
         for record in records:
-            if isinstance(record, Row):
-                key = (record.per, tuple(record.values))
-                full = len(self._rows) * (len(record.values) + 4) * 8 >= MAX_BYTES
-                if key != self._key or full or self._count + len(self._rows) >= MAX_ROWS:
-                    self._close_rows()
-                    self._key = key
-                    if self._count >= MAX_ROWS:
-                        self._close()
-                self._rows.append(record)
+            if not isinstance(record, tuple):
+                self._close_rows()
+                self._add_event(record)
                 continue
-            self._close_rows()
-            self._add_event(record)
+            # A row costs the interpreter's lock, which the training needs: no call is made for one like the last.
+            rows = self._rows
+            if record[4] != self._per or tuple(record[5]) != self._names:
+                self._add_odd_row(record)
+            elif len(rows) < self._limit:
+                rows.append(record)
+            else:
+                self._close_rows()
+                self._rows.append(record)
         self._close_rows()
         self._close()
+
+    # -- rows
+
+    def _add_odd_row(self, row: Row) -> None:
+        """One whose names are not those of the last."""
+        self._close_rows()
+        time, step, epoch, batch, per, values = row
+        names = tuple(values)
+        plan = self._plan(names)
+        if plan is None:
+            self._per, self._names = per, names
+            self._limit = max(1, min(MAX_ROWS, MAX_BYTES // (8 * (len(names) + 4))))
+            self._rows.append(row)
+            return
+        for chosen in plan:
+            some = {good: values[name] for name, good in chosen.items()}
+            self._add_odd_row((time, step, epoch, batch, per, some))
+        if not plan:
+            self._bury("metrics", 1, time, "none of its names can be sent")
+
+    def _plan(self, names: tuple[Any, ...]) -> list[dict[str, str]] | None:
+        """How a row with these names is to be sent: None as it is, else as rows that take name → good name."""
+        if names not in self._plans:
+            if len(self._plans) >= MAX_KNOWN:
+                self._plans.clear()
+            self._plans[names] = self._split(names)
+        return self._plans[names]
+
+    def _split(self, names: tuple[Any, ...]) -> list[dict[str, str]] | None:
+        rows: list[dict[str, str]] = [{}]
+        size, same = 0, True
+        for name in names:
+            good = plain_text(name)
+            if not 0 < len(good) <= MAX_NAME:
+                self._refused(good[:40], f"a metric's name needs 1 to {MAX_NAME} characters, not {len(good)}")
+                same = False
+                continue
+            same = same and good == name
+            size += len(good.encode()) + 4
+            if size > MAX_NAME_BYTES:
+                rows.append({})
+                size = len(good.encode())
+            rows[-1][name] = good
+        return None if same and len(rows) == 1 else [row for row in rows if row]
+
+    def _close_rows(self) -> None:
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        try:
+            index = _index(rows)
+        except (TypeError, ValueError, OverflowError):
+            rows = [self._mended(row) for row in rows]
+            index = _index(rows)
+        names = self._names or ()
+        width = len(names)
+        every = itertools.chain.from_iterable(row[5].values() for row in rows)
+        values = np.fromiter(every, np.float64, len(rows) * width).reshape(len(rows), width)
+        try:
+            part, buffers = encode_rows(names, self._per, cast(Any, index), cast(Any, values))
+        except EncodeError as error:
+            self._refused("metrics", str(error))
+            self._bury("metrics", len(rows), rows[0][0], str(error))
+            return
+        self._add_part(part, buffers, rows[0][0])
+
+    def _mended(self, row: Row) -> Row:
+        time, *numbers, per, values = row
+        whole: list[int | None] = []
+        for what, value in zip(("step", "epoch", "batch"), numbers, strict=True):
+            try:
+                whole.append(None if value is None else as_whole(value))
+            except TypeError as error:
+                self._refused(what, str(error))
+                whole.append(None)
+        return time, whole[0] or 0, whole[1], whole[2], per, values
+
+    # -- events
 
     def _add_event(self, event: Event) -> None:
         try:
             part, buffers = encode_event(event)
             if isinstance(event, Sample):
-                self._emit(BULK, event.time, [part], buffers)
-                return
-            self._add_part(part, buffers, event.time)
+                size = sum(len(data) for _, data in buffers)
+                if size > MAX_BLOCK_BYTES - 2**20:
+                    raise EncodeError(f"{event.name!r} takes {size:,} bytes: send fewer examples")
+                self._emit(BULK, event.time, [part | {"b": len(buffers)}], buffers)
+            else:
+                self._add_part(part, buffers, event.time)
         except EncodeError as error:
-            # Its place in the sequence is not lost with it: the record was accepted.
-            self._refused(str(error))
-            gone = Dropped(time=event.time, count=1, what=type(event).__name__, reason=str(error)[:200])
-            part, buffers = encode_event(gone)
-            self._add_part(part, buffers, event.time)
+            self._refused(type(event).__name__.lower(), str(error))
+            self._bury(type(event).__name__.lower(), 1, event.time, str(error))
 
-    def _close_rows(self) -> None:
-        rows, key = self._rows, self._key
-        if not rows or key is None:
-            return
-        self._rows, self._key = [], None
-        index = [
-            (r.step, NAN if r.epoch is None else r.epoch, NAN if r.batch is None else r.batch, r.time) for r in rows
-        ]
-        part, buffers = encode_rows(key[1], key[0], index, [list(r.values.values()) for r in rows])
-        self._add_part(part, buffers, rows[0].time)
+    def _bury(self, what: str, count: int, time: float, why: str) -> None:
+        """The place of accepted records in the sequence is not lost with them."""
+        reason = plain_text(why, 200)
+        self._add_part(*encode_event(Dropped(time=time, count=count, what=what, reason=reason)), time)
 
-    def _add_part(self, part: dict[str, Any], buffers: list[tuple[dict[str, Any], Buffer]], time: float) -> None:
+    # -- blocks
+
+    def _add_part(self, part: dict[str, Any], buffers: Buffers, time: float) -> None:
         size = sum(len(data) for _, data in buffers) + len(str(part)) * 2
         count = int(part.get("n", 1))
-        if self._parts and (
-            self._bytes + size > MAX_BYTES or self._count + count > MAX_ROWS or len(self._buffers) + len(buffers) > 60
-        ):
+        full = self._bytes + size > MAX_BYTES or self._count + count > MAX_ROWS
+        if self._parts and (full or len(self._buffers) + len(buffers) > MAX_BUFFERS - 4):
             self._close()
         if not self._parts:
             self._time = time
@@ -118,19 +208,40 @@ class Packer:
             return
         parts, buffers = self._parts, self._buffers
         self._parts, self._buffers, self._count, self._bytes = [], [], 0, 0
-        self._emit(RECORDS, self._time, parts, buffers, numbered=True)
+        try:
+            self._emit(RECORDS, self._time, parts, buffers)
+        except EncodeError as error:
+            self._close_singly(parts, buffers, error)
 
-    def _emit(
-        self,
-        lane: int,
-        time: float,
-        parts: list[dict[str, Any]],
-        buffers: list[tuple[dict[str, Any], Buffer]],
-        *,
-        numbered: bool = False,
-    ) -> None:
-        if not numbered and buffers:
-            parts[0]["b"] = len(buffers)
+    def _close_singly(self, parts: list[dict[str, Any]], buffers: Buffers, error: EncodeError) -> None:
+        """One part of several cannot be sent: it must not take the others with it."""
+        if len(parts) == 1:
+            self._refused(str(parts[0].get("t")), str(error))
+            self._bury(str(parts[0].get("t")), int(parts[0].get("n", 1)), self._time, str(error))
+            self._close()
+            return
+        for part in parts:
+            taken = int(part.get("b", 0))
+            self._parts, self._buffers = [part], buffers[:taken]
+            buffers = buffers[taken:]
+            self._close()
+
+    def _emit(self, lane: int, time: float, parts: list[dict[str, Any]], buffers: Buffers) -> None:
         block = encode_block(self.sender, lane, self._next[lane], int(time * 1e9), parts, buffers)
         self._next[lane] = block.last + 1
         self._append(block)
+
+
+def _index(rows: Sequence[Row]) -> Array:
+    """Step, epoch, batch and time of each row, ``(n, 4)``; raises when one is no whole number that travels."""
+    times, steps, epochs, batches, _, _ = zip(*rows, strict=True)
+    index = np.empty((len(rows), 4))
+    index[:, 0], index[:, 3] = steps, times
+    for column, numbers in ((1, epochs), (2, batches)):
+        absent = numbers.count(None)
+        index[:, column] = NAN if absent == len(rows) else [NAN if n is None else n for n in numbers]
+    fits = np.abs(index[:, :3]) < MAX_WHOLE
+    fits[:, 1:] |= np.isnan(index[:, 1:3])
+    if not fits.all():
+        raise ValueError("a step, epoch or batch that is too large")
+    return index

@@ -1,94 +1,67 @@
 """``Run``: what a training says of itself, from any framework or none.
 
-On the training thread a call checks and appends; the rest is the I/O thread's. This module knows no framework.
+On the training thread a call checks and appends; the rest is the I/O thread's. This module knows no framework. It is
+longer than a file should be because the class is the public surface, and most of it is docstrings and signatures.
 """
 
 from __future__ import annotations
 
-import logging
-import operator
 import os
 import platform
 import socket
-import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from fitwire._version import __version__
-from fitwire.errors import FitwireError, HandshakeTimeout, UsageError
+from fitwire.errors import HandshakeTimeout, UsageError
 from fitwire.events import (
     MAX_NAME,
     Alert,
     Described,
     Event,
+    Level,
     Log,
     Per,
     RunEnded,
     RunStarted,
     Sample,
+    Status,
 )
-from fitwire.protocol.arrays import Array, encode_array
+from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, encode_array
+from fitwire.protocol.blocks import Identity
 from fitwire.train import ending
+from fitwire.train.mappings import Settable
 from fitwire.train.packer import Row
-from fitwire.train.settings import Settings, new_run_id, next_identity, ranks_from_environment, run_id_of
+from fitwire.train.pending import Pending
+from fitwire.train.settings import Settings, identify
 from fitwire.train.system import SystemGauges
-from fitwire.train.uplink import LateRow, Mark, Uplink
-from fitwire.train.values import Late, as_array, as_number, plain
+from fitwire.train.terminal import say
+from fitwire.train.uplink import Delivery, Mark, Outlet, Record, Uplink
+from fitwire.train.values import MAX_WHOLE, Late, as_array, as_number, as_whole, plain_mapping, plain_text
 from fitwire.transport.address import resolve
-from fitwire.transport.process import generation, host_key, spawn, started_at
+from fitwire.transport.process import generation, host_key, started_at
 
 __all__ = ["Run"]
 
-logger = logging.getLogger("fitwire")
+MAX_ARRAYS = 60
+"""Arrays in one sample."""
+MAX_WARNINGS = 100
+"""Kinds of warning that are said; the rest is counted. A loop can make up a new bad name at every step."""
 
-MAX_LATE = 64
-"""Rows that may wait for their device; then the oldest is read, whether it is done or not."""
-
-_mono, _now = time.monotonic, time.time
-
-
-class Settable(MutableMapping[str, Any]):
-    """A mapping whose changes are told to watchers: ``run.config`` and ``run.summary``."""
-
-    def __init__(self, values: Mapping[str, Any], told: Callable[[dict[str, Any]], None]) -> None:
-        self._values: dict[str, Any] = {str(key): plain(value) for key, value in values.items()}
-        self._told = told
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.update({key: value})
-
-    def __delitem__(self, key: str) -> None:
-        raise UsageError(f"{key!r} cannot be taken back: watchers have it; set it to None")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-    def update(self, *args: Any, **values: Any) -> None:
-        """Set several values in one message."""
-        changed: dict[str, Any] = {str(key): plain(value) for key, value in dict(*args, **values).items()}
-        self._values.update(changed)
-        if changed:
-            self._told(changed)
+_now = time.time
 
 
 class Run:
     """One training that is being told of.
 
     Made by ``fitwire.init`` or by a callback; starts at once, and never waits for anybody unless ``wait`` says so.
-    Usable as a context manager: an exception inside ends it as failed, with the traceback.
+    Usable as a context manager: an exception inside ends it as failed, with the traceback. Any thread may call. In a
+    forked child, and in a copy made by pickling, calls do nothing, which is said once.
 
     Args:
         settings: How it is to be watched.
@@ -101,10 +74,20 @@ class Run:
         id: 32 hexadecimal digits.
         name: For people.
         rank: Process of a distributed training, 0 else.
+        config: What was set, a mapping; what is changed in it is told to watchers.
+        summary: Results, likewise.
+        settings: As passed.
         status: None while it goes on, then ``finished``, ``failed`` or ``interrupted``.
-        thread: Identifier of the thread that made it.
+        thread: The thread that made it.
         status_at_exit: What it counts as when the process ends without a word.
         warnings: What went wrong with the monitoring, counted by kind.
+
+    Example:
+        >>> from fitwire.train.settings import Settings
+        >>> with Run(Settings(name="example", mode="disabled")) as run:
+        ...     run.log({"loss": 0.5}, step=0)
+        >>> run.status
+        'finished'
     """
 
     def __init__(
@@ -116,77 +99,81 @@ class Run:
         world_size: int | None = None,
         shared_id: str | None = None,
     ) -> None:
-        found_rank, found_size, found_id = (0, 1, None) if rank is not None else ranks_from_environment()
-        self.rank = found_rank if rank is None else rank
-        size = found_size if world_size is None else world_size
-        text = settings.run_id or shared_id or found_id
-        fresh = text is None or (settings.resume == "never" and settings.run_id is not None)
-        run = new_run_id() if fresh else run_id_of(str(text))
-        sender = next_identity(run, self.rank)
-        self.id = run.hex()
-        self.name = settings.named()
-        self.status: str | None = None
-        self.thread = threading.get_ident()
-        self.status_at_exit: Literal["finished", "interrupted"] = "finished"
-        self.warnings: Counter[str] = Counter()
+        sender, size = identify(settings, rank, world_size, shared_id)
+        self.id = sender.run.hex()
+        self.name = settings.named(sender.run)
+        self.rank = sender.rank
         self.settings = settings
-        self.config = Settable(settings.config or {}, lambda changed: self._say_described("config", changed))
-        self.summary = Settable({}, lambda changed: self._say_described("summary", changed))
+        self.status: Status | None = None
+        self.thread = threading.current_thread()
+        self.status_at_exit: Status = "finished"
+        self.warnings: Counter[str] = Counter()
+        self.config = Settable(settings.config or {}, partial(self._say_described, "config"))
+        self.summary = Settable({}, partial(self._say_described, "summary"))
         self._born = generation()
         self._mute = settings.mode == "disabled"
         self._strict = settings.strict
-        self._step = -1
-        self._late: deque[LateRow] = deque()
-        self._bad_names: set[str] = set()
-        self._ending = threading.Lock()
-        self._queue: deque[Any] = deque()
-        self._uplink: Uplink | None = None
+        self._step: int = -1
+        self._stop = False
+        self._copied = self._told = False
+        self._reason = ""
+        self._ending = threading.RLock()
+        self._pending = Pending(self._bad)
+        self._late = self._pending.rows
+        self._queue: deque[Record] = deque()
+        self._append = self._queue.append
+        self._outlet: Outlet | None = None
         self._gauges: SystemGauges | None = None
-        if self._mute:
-            return
-        hello = {
-            "name": self.name, "project": settings.project, "host": socket.gethostname()[:MAX_NAME],
-            "host_key": host_key()[:MAX_NAME], "pid": os.getpid(), "pid_started": started_at(os.getpid()),
-            "world_size": size, "fitwire": __version__, "can": [],
-        }  # fmt: skip
+        if not self._mute:
+            self._start(sender, size, plain_mapping(info or {}))
+
+    def _start(self, sender: Identity, size: int, info: dict[str, Any]) -> None:
+        settings = self.settings
+        self._outlet = outlet = self._open(sender, size)
+        self._queue, self._append = outlet.queue, outlet.queue.append
         found = {
-            "host": hello["host"], "pid": hello["pid"], "world_size": size, "fitwire": __version__,
+            "host": socket.gethostname(), "pid": os.getpid(), "world_size": size, "fitwire": __version__,
             "python": platform.python_version(), "platform": platform.platform(),
         }  # fmt: skip
-        self._start(sender, hello, found | cast("dict[str, Any]", plain(dict(info or {}))))
+        self._append_event(
+            RunStarted(
+                time=_now(), rank=self.rank, name=self.name, project=str(settings.project), group=settings.group,
+                tags=tuple(settings.tags), config=dict(self.config), info=found | info,
+            )
+        )  # fmt: skip
+        outlet.start()
+        self._gauges = SystemGauges(self._gauge)
+        ending.watch(self)
+        if self.rank == 0:
+            at = "" if settings.address is None and "FITWIRE_ADDRESS" not in os.environ else f" {outlet.place}"
+            how = f"fitwire watch{at}" if settings.wire == "fw" else f"a PairedReceiver at {outlet.place}"
+            say("info", f"run {self.name} · watch it with {how}")
+        try:
+            self._await(outlet, settings.wait)
+        except BaseException as error:
+            self.fail(error)
+            raise
 
-    def _start(self, sender: Any, hello: dict[str, Any], info: dict[str, Any]) -> None:
+    def _open(self, sender: Identity, size: int) -> Outlet:
         settings = self.settings
         if settings.wire == "pair":
             from fitwire.train.pairlink import PairUplink
 
-            uplink: Any = PairUplink(settings.address, self._warn, run=self.name)
-            place = str(uplink.address)
-        else:
-            address = resolve(settings.address)
-            uplink = Uplink(sender, hello, address, self._warn)
-            place = address.text
-        self._uplink = cast(Uplink, uplink)
-        self._queue = uplink.queue
-        self._append_event(
-            RunStarted(
-                time=_now(), rank=self.rank, name=self.name, project=str(settings.project), group=settings.group,
-                tags=tuple(settings.tags), config=dict(self.config), info=info,
-            )
-        )  # fmt: skip
-        uplink.start()
-        self._gauges = SystemGauges(self._gauge)
-        ending.watch(self)
-        if self.rank == 0:
-            at = "" if settings.address is None and "FITWIRE_ADDRESS" not in os.environ else f" {place}"
-            how = f"fitwire watch{at}" if settings.wire == "fw" else f"a PairedReceiver at {place}"
-            _say("info", f"run {self.name} · watch it with {how}")
-        if settings.wait > 0 and not uplink.greeted.wait(settings.wait):
-            timeout = HandshakeTimeout(place, settings.wait)
-            if settings.strict:
-                self.finish("failed", reason="no hub answered")
-                raise timeout
-            self._warn("handshake", f"{timeout}; training on, unwatched for now")
+            return PairUplink(settings.address, self._warn, run=self.name)
+        hello: dict[str, Any] = {
+            "name": self.name, "project": settings.project, "host": socket.gethostname()[:MAX_NAME],
+            "host_key": host_key()[:MAX_NAME], "pid": os.getpid(), "pid_started": started_at(os.getpid()),
+            "world_size": size, "fitwire": __version__, "can": [],
+        }  # fmt: skip
+        return Uplink(sender, hello, resolve(settings.address), self._warn)
+
+    def _await(self, outlet: Outlet, wait: float) -> None:
+        if wait <= 0 or outlet.greeted.wait(wait):
+            return
+        timeout = HandshakeTimeout(outlet.place, wait)
+        if self._strict:
+            raise timeout
+        self._warn("handshake", f"{timeout}; training on, unwatched for now")
 
     # -- what the training thread calls
 
@@ -197,7 +184,7 @@ class Run:
         epoch: int | None = None,
         batch: int | None = None,
     ) -> None:
-        """Say what was measured at a step.
+        """Say what was measured at a step; appends and returns.
 
         Args:
             values: Name to number: Python or numpy numbers, or arrays and tensors of one element. Good values are kept
@@ -209,38 +196,49 @@ class Run:
         Raises:
             UsageError: With ``strict=True``, a name or value that cannot be logged.
         """
-        if self._mute or generation() != self._born:
+        if self._mute:
             self._unheard()
             return
         per: Per = "batch"
         if step is None:
             if epoch is not None and batch is None:
-                per, step = "epoch", max(self._step, 0)
+                per, step = "epoch", self._last()
             else:
                 step = self._step + 1
         elif type(step) is not int:
-            step = self._index("step", step)
+            step = self._whole("step", step, self._step + 1)
         self._step = step
         if self._late:
-            self._settle()
-        for value in values.values():
-            if type(value) is not float:
-                self._log_slowly(values, step, epoch, batch, per)
-                return
-        if self._strict:
-            self._log_slowly(values, step, epoch, batch, per)
+            self._pending.settle()
+        try:
+            for value in values.values():
+                if type(value) is not float:
+                    break
+            else:
+                if not self._strict:
+                    # What is not looked at here, the packer looks at: it has the time.
+                    self._append((_now(), step, epoch, batch, per, dict(values)))
+                    return
+        except AttributeError:
+            self._bad("log", f"takes a mapping of names to numbers, not a {type(values).__name__}")
             return
-        self._queue.append(Row(_now(), step, epoch, batch, per, dict(values)))
+        self._log_slowly(values, step, epoch, batch, per)
 
     def end_epoch(self, values: Mapping[str, Any], epoch: int, step: int | None = None) -> None:
-        """Say what an epoch came to; ``step`` is the last optimizer step done in it, None for the last logged."""
-        if self._mute or generation() != self._born:
+        """Say what an epoch came to.
+
+        Args:
+            values: As for :meth:`log`.
+            epoch: From 0.
+            step: Index of the last optimizer step done in it; None for the last logged.
+        """
+        if self._mute:
             self._unheard()
             return
-        self._settle(force=True)
+        self._pending.settle(force=True)
         if step is not None:
-            self._step = self._index("step", step)
-        self._log_slowly(values, max(self._step, 0), epoch, None, "epoch")
+            self._step = self._whole("step", step, self._last())
+        self._log_slowly(values, self._last(), epoch, None, "epoch")
 
     def sample(
         self,
@@ -281,115 +279,108 @@ class Run:
         Raises:
             UsageError: With ``strict=True``, what cannot be sent.
         """
-        if self._mute or generation() != self._born:
+        if self._mute:
             self._unheard()
             return
+        self._pending.settle()
         given = {
             "image": image, "target": target, "prediction": prediction, "mask": mask, "heatmap": heatmap,
             "keypoints": keypoints, "boxes": boxes, "series": series, "classes": classes, "text": text, **arrays,
         }  # fmt: skip
-        owned: dict[str, Array] = {}
-        for key, value in _flat(given):
-            try:
-                owned[key] = as_array(value)
-                if key != "text":
-                    encode_array(owned[key])  # refuses by name, before it is accepted
-            except (TypeError, ValueError) as error:
-                owned.pop(key, None)
-                self._bad(f"sample {name}: {key}", str(error))
+        owned = self._owned(plain_text(name), given)
         if not owned:
             return
-        try:
-            at = max(self._step, 0) if step is None else self._index("step", step)
-            self._append_event(Sample(time=_now(), rank=self.rank, step=at, epoch=epoch, name=name, arrays=owned))
-        except ValueError as error:
-            self._bad(f"sample {name}", str(error))
+        at = self._last() if step is None else self._whole("step", step, self._last())
+        epoch = self._maybe_whole("epoch", epoch)
+        self._tell(
+            f"sample {name}",
+            lambda: Sample(
+                time=_now(), rank=self.rank, step=at, epoch=epoch, name=plain_text(name, MAX_NAME), arrays=owned
+            ),
+        )
 
-    def note(self, text: str, level: Literal["debug", "info", "warning", "error"] = "info") -> None:
+    def note(self, text: str, level: Level = "info") -> None:
         """Send a line of text; ``level`` is ``debug``, ``info``, ``warning`` or ``error``."""
-        if self._mute or generation() != self._born:
+        if self._mute:
             self._unheard()
             return
-        try:
-            self._append_event(Log(time=_now(), rank=self.rank, step=self._at(), text=plain(str(text)), level=level))
-        except ValueError as error:
-            self._bad("note", str(error))
+        self._pending.settle()
+        self._tell(
+            "note", lambda: Log(time=_now(), rank=self.rank, step=self._at(), text=plain_text(text), level=level)
+        )
 
-    def alert(
-        self, title: str, text: str = "", level: Literal["debug", "info", "warning", "error"] = "warning"
-    ) -> None:
+    def alert(self, title: str, text: str = "", level: Level = "warning") -> None:
         """Send something a person should see; ``level`` is ``debug``, ``info``, ``warning`` or ``error``."""
-        if self._mute or generation() != self._born:
+        if self._mute:
             self._unheard()
             return
-        try:
-            words = {"title": plain(str(title)), "text": plain(str(text))}
-            self._append_event(Alert(time=_now(), rank=self.rank, step=self._at(), level=level, **words))
-        except ValueError as error:
-            self._bad("alert", str(error))
+        self._pending.settle()
+        words = {"title": plain_text(title), "text": plain_text(text)}
+        self._tell("alert", lambda: Alert(time=_now(), rank=self.rank, step=self._at(), level=level, **words))
 
     def describe(self, **info: Any) -> None:
         """Add to what is known of the training: ``totals``, ``model``, ``optimizer`` and so on; plain values."""
-        if not self._mute and generation() == self._born:
-            self._say_described("info", cast("dict[str, Any]", plain(info)))
+        self._say_described("info", plain_mapping(info))
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a watcher has asked for this training to end; reading it costs nothing."""
+        return self._stop
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until the hub's store has all that was accepted so far; False if it has not within ``timeout`` s."""
-        if self._mute or self._uplink is None or generation() != self._born:
-            return True
-        self._settle(force=True)
-        mark = Mark(threading.Event())
-        self._queue.append(mark)
-        return mark.reached.wait(timeout)
+        """Wait until the hub's store has all that was accepted so far.
 
-    def finish(
-        self,
-        status: Literal["finished", "failed", "interrupted"] = "finished",
-        *,
-        reason: str = "",
-        traceback: str = "",
-    ) -> None:
-        """End the run; what follows is ignored. Takes at most two seconds, for the last records to be delivered."""
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether it has; False at once when nothing can be sent any more.
+        """
+        if self._outlet is None or generation() != self._born:
+            return True
+        if self._mute:
+            return self._outlet.delivery().left == 0
+        self._pending.settle(force=True)
+        mark = Mark(threading.Event())
+        self._append(mark)
+        self._outlet.hurry = True
+        mark.reached.wait(timeout)
+        return mark.delivered
+
+    def finish(self, status: Status = "finished", *, reason: str = "", traceback: str = "") -> None:
+        """End the run; what follows is ignored. Takes at most two seconds, for the last records to be delivered.
+
+        Args:
+            status: ``finished``, ``failed`` or ``interrupted``.
+            reason: One line: why.
+            traceback: Of the exception, when there was one.
+
+        Raises:
+            UsageError: An unknown status.
+        """
         if generation() != self._born:
             return
+        if status not in get_args(Status):
+            raise UsageError(f"status={str(status)[:40]!r}: pass one of {', '.join(map(repr, get_args(Status)))}")
         with self._ending:
-            if self.status is not None:
-                return
-            self.status = status
-        ending.forget(self)
-        uplink = self._uplink
-        if self._mute or uplink is None:
-            self._mute = True
+            if self.status is None:
+                self.status = status
+                self._reason = plain_text(reason, 300)
+            if not self._mute:
+                self._close_book(self.status, self._reason, plain_text(traceback, 2 * ending.MAX_TRACEBACK))
+        if self._outlet is None:
             return
-        if self._gauges is not None:
-            self._gauges.stop()
-        self._settle(force=True)
-        try:
-            ended = RunEnded(
-                time=_now(), rank=self.rank, step=self._at(), status=status, reason=reason, traceback=traceback
-            )
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        finally:
-            self._mute = True
-        self._append_event(ended)
-        result = uplink.close(status)
-        if self.rank == 0:
-            self._say_end(status, reason, result.delivered, result.left, result.dropped)
-
-    def _say_end(self, status: str, reason: str, delivered: int, left: int, dropped: int) -> None:
-        line = f"run {self.name} {status}" + (f" ({reason})" if reason else "")
-        line += f" · {delivered:,} records delivered"
-        if dropped:
-            line += f", {dropped:,} of them given up under pressure"
-        if left:
-            line += f", {left:,} lost: no hub took them (start one with `fitwire watch` before or while you train)"
-        _say("warning" if left else "info", line)
+        # A Ctrl-C while this waits goes to the user at once; the interpreter's exit waits for what is left of it.
+        delivery = self._outlet.close(self.status)
+        ending.forget(self)
+        if self.rank == 0 and not self._told:
+            self._told = True
+            self._say_end(delivery, self._outlet.greeted.is_set())
 
     def fail(self, error: BaseException) -> None:
         """End the run because of an exception: failed, or interrupted after Ctrl-C."""
         status, line, trace = ending.describe(error)
-        self.finish(cast(Any, status), reason=line, traceback=trace)
+        self.finish(status, reason=line, traceback=trace)
 
     def __enter__(self) -> Run:
         return self
@@ -401,6 +392,9 @@ class Run:
             self.finish()
         else:
             self.fail(value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mute_copy, (self.name, self.id, dict(self.config), self.rank)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} {self.id[:13]} {self.status or 'running'}>"
@@ -415,90 +409,114 @@ class Run:
     @property
     def delivered(self) -> int:
         """Records the hub has stored so far."""
-        return self._uplink.delivery().delivered if self._uplink is not None else 0
+        return self._outlet.delivery().delivered if self._outlet is not None else 0
 
     # -- inside
+
+    def _last(self) -> int:
+        return max(self._step, 0)
 
     def _at(self) -> int | None:
         return self._step if self._step >= 0 else None
 
     def _append_event(self, event: Event) -> None:
-        self._queue.append(event)
+        self._append(event)
+        if self._outlet is not None:
+            self._outlet.hurry = True
+
+    def _tell(self, what: str, make: Any) -> None:
+        """Append an event that may turn out to be wrong."""
+        try:
+            self._append_event(make())
+        except ValueError as error:
+            self._bad(what, str(error))
 
     def _gauge(self, values: dict[str, float]) -> None:
         """Called on the gauges' thread."""
         if not self._mute:
-            self._queue.append(Row(_now(), max(self._step, 0), None, None, "time", values))
+            self._append((_now(), self._last(), None, None, "time", values))
 
     def _say_described(self, what: Literal["config", "summary", "info"], values: dict[str, Any]) -> None:
-        if not self._mute and generation() == self._born:
-            self._append_event(Described(time=_now(), rank=self.rank, step=self._at(), what=what, values=values))
+        if self._mute:
+            self._unheard()
+            return
+        self._append_event(Described(time=_now(), rank=self.rank, step=self._at(), what=what, values=values))
 
-    def _index(self, what: str, value: Any) -> int:
+    def _whole(self, what: str, value: Any, otherwise: int) -> int:
+        found = self._maybe_whole(what, value)
+        return otherwise if found is None else found
+
+    def _maybe_whole(self, what: str, value: Any) -> int | None:
         try:
-            number = operator.index(value.item() if hasattr(value, "item") else value)
-            if abs(number) >= 2**53:
-                raise ValueError("too large")
-            return number
-        except (TypeError, ValueError) as error:
-            try:
-                if float(value).is_integer() and abs(float(value)) < 2**53:
-                    return int(float(value))
-            except (TypeError, ValueError, OverflowError):
-                pass
-            self._bad(what, f"{str(value)[:40]!r} is no whole number ({error})")
-            return self._step + 1
+            return None if value is None else as_whole(value)
+        except TypeError as error:
+            self._bad(what, str(error))
+            return None
 
-    def _log_slowly(
-        self, values: Mapping[str, Any], step: int, epoch: int | None, batch: int | None, per: Per
-    ) -> None:
+    def _log_slowly(self, values: Mapping[str, Any], step: int, epoch: Any, batch: Any, per: Any) -> None:
+        """Any values; what the hot path leaves to the packer is checked here, where ``strict`` can raise."""
+        if not -MAX_WHOLE < step < MAX_WHOLE:
+            step = self._whole("step", step, 0)
+        epoch, batch = self._maybe_whole("epoch", epoch), self._maybe_whole("batch", batch)
         clean: dict[str, Any] = {}
         waiting = False
-        if epoch is not None and type(epoch) is not int:
-            epoch = self._index("epoch", epoch)
-        if batch is not None and type(batch) is not int:
-            batch = self._index("batch", batch)
         for name, value in values.items():
-            key = name if type(name) is str else str(name)
+            key = name if type(name) is str else plain_text(name)
             if not 0 < len(key) <= MAX_NAME:
-                self._bad(key[:40], f"a metric's name needs 1 to {MAX_NAME} characters")
+                self._bad(key[:40], f"a metric's name needs 1 to {MAX_NAME} characters, not {len(key)}")
                 continue
             try:
-                number = as_number(value)
+                clean[key] = number = as_number(value)
+                waiting = waiting or type(number) is Late
             except TypeError as error:
                 self._bad(key, str(error))
-                continue
-            waiting = waiting or type(number) is Late
-            clean[key] = number
-        if not clean and values:
-            return
-        row = Row(_now(), step, epoch, batch, per, clean)
-        if not waiting:
-            self._queue.append(row)
-            return
-        late = LateRow(row)
-        self._late.append(late)
-        self._queue.append(late)
-        if len(self._late) > MAX_LATE:
-            self._settle(at_least=1)
+        if clean or not values:
+            row: Row = (_now(), step, epoch, batch, per, clean)
+            self._append(self._pending.add(row) if waiting else row)
+            if waiting:
+                self._pending.settle()
 
-    def _settle(self, *, force: bool = False, at_least: int = 0) -> None:
-        """Read what devices have computed by now, oldest first; on the training thread, where it is safe."""
-        while self._late:
-            late = self._late[0]
-            values = late.row.values
-            waiting = {name: value for name, value in values.items() if type(value) is Late}
-            if not (force or at_least > 0 or all(value.ready() for value in waiting.values())):
-                return
-            at_least -= 1
-            for name, value in waiting.items():
-                try:
-                    values[name] = value.read()
-                except Exception as error:  # the device's own failure, which training will meet by itself
-                    values[name] = float("nan")
-                    self._bad(name, f"could not be read from its device: {error}")
-            late.settled = True
-            self._late.popleft()
+    def _owned(self, name: str, given: Mapping[str, Any]) -> dict[str, Array]:
+        """One copy of each array that can be sent."""
+        owned: dict[str, Array] = {}
+        for key, value in _flat(given):
+            try:
+                array = as_array(value)
+                if array.dtype.kind != "U":  # text has a way of its own
+                    encode_array(array)  # refuses by name, before it is accepted
+                if array.ndim == 0 or len(array) == 0:
+                    raise ValueError(f"needs shape (examples, ...), got {array.shape}")
+                if len(owned) >= MAX_ARRAYS or array.nbytes + sum(a.nbytes for a in owned.values()) > MAX_ARRAY_BYTES:
+                    raise ValueError(f"is too much: a sample holds {MAX_ARRAYS} arrays and {MAX_ARRAY_BYTES:,} bytes")
+                owned[plain_text(key)] = array
+            except (TypeError, ValueError) as error:
+                self._bad(f"sample {name}: {key}", str(error))
+        if not owned and all(value is None for value in given.values()):
+            self._bad(f"sample {name}", "holds no array: pass image=, target=, prediction= …")
+        return owned
+
+    def _close_book(self, status: Status, reason: str, traceback: str) -> None:
+        if self._gauges is not None:
+            self._gauges.stop()
+        self._pending.settle(force=True)
+        self._append_event(
+            RunEnded(time=_now(), rank=self.rank, step=self._at(), status=status, reason=reason, traceback=traceback)
+        )
+        self._mute = True
+
+    def _say_end(self, delivery: Delivery, greeted: bool) -> None:
+        line = f"run {self.name} {self.status}" + (f" ({self._reason})" if self._reason else "")
+        line += f" · {delivery.delivered:,} records delivered"
+        if delivery.dropped:
+            line += f", {delivery.dropped:,} given up under pressure"
+        if delivery.left:
+            why = "not taken in time" if greeted else "nobody answered; start `fitwire watch` before or while you train"
+            line += f", {delivery.left:,} lost ({why})"
+        say("warning" if delivery.left else "info", line)
+
+    def _deafen(self) -> None:
+        """Called in a forked child, before anything else runs there."""
+        self._mute = True
 
     def _bad(self, name: str, why: str) -> None:
         sentence = f"{name!r} {why}"
@@ -508,22 +526,35 @@ class Run:
 
     def _warn(self, kind: str, sentence: str) -> None:
         """Once for each kind on the terminal and to watchers; counted always."""
+        if kind not in self.warnings and len(self.warnings) >= MAX_WARNINGS:
+            kind, sentence = "more", "more warnings follow; they are counted and not said"
         self.warnings[kind] += 1
-        if self.warnings[kind] == 1:
-            _say("warning", sentence)
-            if not self._mute:
-                self._queue.append(
-                    Log(time=_now(), rank=self.rank, step=self._at(), text=plain(sentence), level="warning")
-                )
+        if self.warnings[kind] > 1:
+            return
+        say("warning", plain_text(sentence))
+        if not self._mute:
+            self._append(Log(time=_now(), rank=self.rank, step=self._at(), text=plain_text(sentence), level="warning"))
 
     def _unheard(self) -> None:
-        """A call in a forked child, or after the end: nothing happens, and it is said once."""
-        if generation() != self._born and not self.warnings["fork"]:
-            self.warnings["fork"] += 1
-            _say("warning", f"run {self.name} belongs to the parent process: calls in a forked child do nothing")
-        elif self.status is not None and not self.warnings["ended"]:
-            self.warnings["ended"] += 1
-            _say("warning", f"run {self.name} has ended: what is logged now goes nowhere")
+        """A call in a forked child, in a copy, or after the end: nothing happens, and it is said once."""
+        if self._copied:
+            kind, why = "copy", f"a copy of run {self.name} sends nothing: it belongs to the process that started it"
+        elif generation() != self._born:
+            kind, why = "fork", f"run {self.name} belongs to the parent process: calls in a forked child do nothing"
+        elif self.status is not None and self._outlet is not None:
+            kind, why = "ended", f"run {self.name} has ended: what is logged now goes nowhere"
+        else:
+            return
+        self.warnings[kind] += 1
+        if self.warnings[kind] == 1:
+            say("warning", why)
+
+
+def _mute_copy(name: str, run_id: str, config: dict[str, Any], rank: int) -> Run:
+    """What a pickled run becomes elsewhere, e.g. in a data loader's worker."""
+    run = Run(Settings(name=name, run_id=run_id, config=config, mode="disabled"), rank=rank)
+    run._copied = True  # pyright: ignore[reportPrivateUsage]
+    return run
 
 
 def _flat(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -533,21 +564,3 @@ def _flat(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{key}.{part}", inner
         elif value is not None:
             yield key, value
-
-
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
-
-
-def _say(level: str, line: str) -> None:
-    """One line on stderr; ``FITWIRE_LOG_LEVEL`` (debug, info, warning, error, off) says from which level on."""
-    asked = os.environ.get("FITWIRE_LOG_LEVEL", "info").lower()
-    if _LEVELS[level] < _LEVELS.get(asked, 20) or sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
-        return
-    try:
-        sys.stderr.write(f"fitwire: {line}\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):  # a closed stderr is no reason to stop a training
-        pass
-
-
-_ = (FitwireError, spawn, logger)

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fitwire.errors import UsageError
@@ -16,7 +16,16 @@ from fitwire.events import MAX_NAME
 from fitwire.protocol.blocks import Identity
 from fitwire.transport.address import resolve
 
-__all__ = ["Mode", "Resume", "Settings", "Wire", "ranks_from_environment", "run_id_of"]
+__all__ = [
+    "Durability",
+    "Mode",
+    "Resume",
+    "Settings",
+    "Wire",
+    "identify",
+    "ranks_from_environment",
+    "run_id_of",
+]
 
 Mode = Literal["online", "offline", "disabled"]
 Resume = Literal["auto", "must", "never"]
@@ -24,13 +33,13 @@ Wire = Literal["fw", "pair"]
 Durability = Literal["memory"]
 
 _ADJECTIVES = (
-    "amber brisk calm clear deft eager fleet fond gentle golden keen kind lively lucid merry mild neat noble plain quick "
-    "quiet rapid ready sharp silver smooth snug solid steady still sunny swift tidy vivid warm wise"
-).split()
+    "amber brisk calm clear deft eager fleet fond gentle golden keen kind lively lucid merry mild neat noble plain "
+    "quick quiet rapid ready sharp silver smooth snug solid steady still sunny swift tidy vivid warm wise"
+)
 _NOUNS = (
     "badger beaver bison crane curlew dolphin falcon finch fox gannet heron ibex jay kestrel lark lemur lynx marten "
     "newt ocelot orca osprey otter owl panda plover puffin raven robin seal starling stoat swan tern toucan wren"
-).split()
+)
 
 
 def _choice(name: str, value: str, choices: Any, why: Mapping[str, str] | None = None) -> None:
@@ -72,8 +81,6 @@ class Settings:
     wait: float = 0.0
     control: bool = True
     strict: bool = False
-    rank: int = field(default=-1)
-    world_size: int = field(default=0)
 
     def __post_init__(self) -> None:
         environment = os.environ.get
@@ -99,15 +106,25 @@ class Settings:
             raise UsageError(f"wait={self.wait!r}: pass seconds, 0 to train at once")
         if self.config is not None and not isinstance(self.config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"config is a {type(self.config).__name__}: pass a mapping of names to values")
-        if self.wire == "fw" and self.mode == "online":
-            resolve(self.address)
+        self._check_address()
 
-    def named(self) -> str:
-        """The run's name: given, the text of ``run_id``, or a made-up one."""
+    def _check_address(self) -> None:
+        if self.mode == "disabled":
+            return
+        if self.wire == "fw":
+            if self.address or os.environ.get("FITWIRE_ADDRESS"):  # the default makes a folder: not before training
+                resolve(self.address)
+            return
+        from fitwire.train.pairlink import pair_addresses
+
+        pair_addresses(self.address)
+
+    def named(self, run: bytes) -> str:
+        """The run's name: given, the text of ``run_id``, or one made from its id, so that all ranks make the same."""
         if self.name or self.run_id:
             return str(self.name or self.run_id)
-        chance = random.Random(secrets.randbits(64))  # the user's seed, and their random state, stay theirs
-        return f"{chance.choice(_ADJECTIVES)}-{chance.choice(_NOUNS)}-{chance.randrange(1, 100)}"
+        chance = random.Random(run)  # of our own: the user's random state stays theirs
+        return f"{chance.choice(_ADJECTIVES.split())}-{chance.choice(_NOUNS.split())}-{chance.randrange(1, 100)}"
 
 
 def new_run_id() -> bytes:
@@ -143,7 +160,8 @@ def ranks_from_environment() -> tuple[int, int, str | None]:
         if "RANK" in env and "WORLD_SIZE" in env:
             rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
             job = _torchrun_job(size)
-        elif int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        elif int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+            # Without a step it is the batch script itself, which says task 0 of many and is alone.
             rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"])
             job = f"slurm-{env.get('SLURM_JOB_ID')}-{env.get('SLURM_STEP_ID')}"
         else:
@@ -176,3 +194,27 @@ def next_identity(run: bytes, rank: int) -> Identity:
     number = max(int(time.time()), _incarnations.get((run, rank), 0) + 1)
     _incarnations[run, rank] = number
     return Identity(run, number, rank)
+
+
+def identify(
+    settings: Settings, rank: int | None = None, world_size: int | None = None, shared_id: str | None = None
+) -> tuple[Identity, int]:
+    """Who this process is in which run.
+
+    Args:
+        settings: Their ``run_id`` and ``resume``.
+        rank: Of this process; None to ask the launcher's environment.
+        world_size: Number of processes; None likewise.
+        shared_id: Text of an id that all ranks share; None likewise.
+
+    Returns:
+        Run, incarnation and rank; and the number of processes.
+    """
+    found_rank, found_size, found_id = (0, 1, None) if rank is not None else ranks_from_environment()
+    shared = shared_id or found_id
+    text = settings.run_id or shared
+    if settings.run_id is not None and settings.resume == "never":
+        text = f"{settings.run_id} {shared}" if shared else None
+    run = new_run_id() if text is None else run_id_of(text)
+    here = found_rank if rank is None else rank
+    return next_identity(run, here), found_size if world_size is None else world_size

@@ -5,6 +5,7 @@ psutil and, where it is installed, nvidia-ml-py; what cannot be read is left out
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -43,18 +44,30 @@ def read_gauges(process: Any) -> dict[str, float]:
     return found | _gpus()
 
 
-def _gpus() -> dict[str, float]:
-    found: dict[str, float] = {}
+@functools.cache
+def _nvml() -> Any:
+    """nvidia-ml-py, ready to be asked, or None; a package that is not there is searched for once."""
     try:
         import pynvml  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
 
         nvml: Any = pynvml
         nvml.nvmlInit()
+        return nvml
+    except Exception:  # no driver, no card, no package: each has errors of its own, and none is the training's
+        return None
+
+
+def _gpus() -> dict[str, float]:
+    found: dict[str, float] = {}
+    nvml = _nvml()
+    if nvml is None:
+        return found
+    try:
         for index in range(int(nvml.nvmlDeviceGetCount())):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             found[f"gpu{index}/load"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             found[f"gpu{index}/memory"] = float(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-    except Exception:  # no driver, no card, no package: each has errors of its own, and none is the training's
+    except Exception:  # a card that was lost or is busy with a reset
         pass
     return found
 
@@ -73,11 +86,13 @@ class SystemGauges:
         self._thread = spawn("gauges", self._work)
 
     def _work(self) -> None:
-        if self._stop.wait(min(FIRST, self._period)) or sys.is_finalizing():
-            return
         import psutil
 
         process = psutil.Process()
+        process.cpu_percent()  # shares are of the time since the last call; the first gives 0.0
+        psutil.cpu_percent()
+        if self._stop.wait(min(FIRST, self._period)) or sys.is_finalizing():
+            return
         while True:
             values = read_gauges(process)
             if values:

@@ -1,0 +1,243 @@
+"""``wire="pair"``: a training told through the seed's paired sockets, for a GUI that holds a ``PairedReceiver``.
+
+Dictionaries ``{type, run, epoch, batch, step, logs}`` with ``type`` one of ``train_begin``, ``batch``, ``epoch``,
+``sample`` and ``train_end``; a sample is one array for each role, ``name`` and ``role`` in its header. There are no
+sequence numbers and no store on this wire: what is sent while the receiver is away is gone, and is counted. All of it
+happens on this module's thread; the training thread appends, as always.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fitwire.errors import AddressError, EncodeError, LinkError
+from fitwire.events import Event, RunEnded, RunStarted, Sample
+from fitwire.message import PairedSender
+from fitwire.protocol.arrays import Array
+from fitwire.train.packer import Row
+from fitwire.train.pending import LateRow
+from fitwire.train.uplink import DRAIN, LOOK, NOBODY, Delivery, Mark, Record
+from fitwire.train.values import as_whole, plain_text
+from fitwire.transport.process import spawn
+
+__all__ = ["PairUplink", "pair_addresses"]
+
+PORTS = (9001, 9002)
+"""The seed's: the receiver binds the first, this end the second."""
+MAX_HELD = 10_000
+"""Messages held until a receiver is there."""
+MAX_HELD_BYTES = 64 * 2**20
+"""Bytes of arrays held likewise."""
+ASK = 0.1
+"""Seconds that one attempt at the handshake may take; in between the queue is looked at."""
+AGAIN = 1.0
+"""Seconds between two attempts to bind a port that somebody else holds."""
+
+Logs = dict[str, Any]
+Told = tuple[Logs, Array | None]
+
+
+def pair_addresses(address: str | None) -> tuple[str, str]:
+    """Where the receiver listens, and where its replies are awaited.
+
+    Args:
+        address: ``tcp://host:9001,9002``; None for ``FITWIRE_ADDRESS``, else those ports of this machine.
+
+    Raises:
+        AddressError: Malformed, or beyond this machine: these sockets know no keys.
+    """
+    text = (address if address is not None else os.environ.get("FITWIRE_ADDRESS", "")).strip()
+    match = re.fullmatch(r"(?:tcp://)?([A-Za-z0-9._-]+):(\d{1,5}),(\d{1,5})", text or "127.0.0.1:{},{}".format(*PORTS))
+    if match is None or not all(0 < int(port) < 65536 for port in match.groups()[1:]) or match[2] == match[3]:
+        raise AddressError(f'{text[:80]!r} is no address of wire="pair": write tcp://127.0.0.1:9001,9002')
+    host = "127.0.0.1" if match[1] == "localhost" else match[1]
+    if not re.fullmatch(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}", host):
+        raise AddressError(
+            f'{text}: wire="pair" knows no keys and stays on this machine; forward its ports over ssh instead, '
+            f"`ssh -L {match[2]}:127.0.0.1:{match[2]} -R {match[3]}:127.0.0.1:{match[3]} HOST`"
+        )
+    return f"tcp://{host}:{match[2]}", f"tcp://{host}:{match[3]}"
+
+
+class PairUplink:
+    """The thread that tells a ``PairedReceiver``; an :class:`~fitwire.train.uplink.Outlet`.
+
+    Args:
+        address: See :func:`pair_addresses`.
+        warn: Told of what the user should know: ``warn(kind, sentence)``.
+        run: The run's name, the key ``run`` of every message.
+    """
+
+    def __init__(self, address: str | None, warn: Callable[[str, str], None], *, run: str) -> None:
+        self.queue: deque[Record] = deque()
+        self.hurry = False
+        self.greeted = threading.Event()
+        self._addresses = pair_addresses(address)
+        self.place = f"{self._addresses[0]},{self._addresses[1].rpartition(':')[2]}"
+        self._warn, self._run = warn, run
+        self._held: deque[Told | Mark] = deque()
+        self._held_bytes = 0
+        self._last: Logs = {}
+        self._sent = self._dropped = 0
+        self._closing: float | None = None
+        self._complete = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin the handshake; returns at once."""
+        self._thread = spawn("pairlink", self._work)
+
+    def close(self, status: str) -> Delivery:
+        """Send what is left, and stop; takes at most about two seconds."""
+        if self._closing is None:
+            self._closing = time.monotonic()
+        if self._thread is not None:
+            self._thread.join(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
+        return self.delivery()
+
+    def delivery(self) -> Delivery:
+        """How things stand; ``delivered`` is what was handed to the socket for a receiver that was there."""
+        return Delivery(self._sent, len(self._held) + len(self.queue), self._dropped, self._complete)
+
+    def _work(self) -> None:
+        try:
+            sender = self._open()
+            if sender is not None:
+                self._converse(sender)
+        except Exception as error:  # a fault of ours must not end silently, nor reach the training
+            self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
+        while self._closing is None:
+            self._take()
+            time.sleep(LOOK)
+        self._take()
+        for item in self._held:
+            if isinstance(item, Mark):
+                item.settle(delivered=False)
+
+    def _open(self) -> PairedSender | None:
+        while self._closing is None:
+            sender = PairedSender(sender_address=self._addresses[0], receiver_address=self._addresses[1])
+            try:
+                sender.setup()
+                return sender
+            except (LinkError, AddressError) as error:
+                self._warn("pair", f"{error}; trying again until it is free")
+            until = time.monotonic() + AGAIN
+            while self._closing is None and time.monotonic() < until:
+                self._take()
+                time.sleep(LOOK)
+        return None
+
+    def _converse(self, sender: PairedSender) -> None:
+        try:
+            while not self._is_over():
+                self._take()
+                if self.greeted.is_set():
+                    self._send(sender)
+                    time.sleep(LOOK)
+                elif sender.send_handshake(ASK):
+                    self.greeted.set()
+            self._complete = self.greeted.is_set() and not self._held
+        finally:
+            sender.close()
+            self._count(sender)
+
+    def _is_over(self) -> bool:
+        if self._closing is None:
+            return False
+        if self.greeted.is_set() and not self._held and not self.queue:
+            return True
+        return time.monotonic() - self._closing > (DRAIN if self.greeted.is_set() else NOBODY)
+
+    def _take(self) -> None:
+        queue = self.queue
+        while queue:
+            record = queue[0]
+            if type(record) is LateRow:
+                if not record.settled:
+                    return
+                record = record.row
+            queue.popleft()
+            if isinstance(record, Mark):
+                self._held.append(record)
+                continue
+            for told in self._tell(record):
+                self._held.append(told)
+                self._held_bytes += 0 if told[1] is None else told[1].nbytes
+            if len(self._held) > MAX_HELD or self._held_bytes > MAX_HELD_BYTES:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Give up the oldest batches and samples, a quarter at a time; never what begins, ends or is an epoch."""
+        kept: deque[Told | Mark] = deque()
+        count, size = len(self._held), self._held_bytes
+        for item in self._held:
+            needed = count > MAX_HELD * 3 // 4 or size > MAX_HELD_BYTES * 3 // 4
+            if needed and not isinstance(item, Mark) and item[0]["type"] in ("batch", "sample"):
+                count -= 1
+                size -= 0 if item[1] is None else item[1].nbytes
+                self._dropped += 1
+            else:
+                kept.append(item)
+        self._held, self._held_bytes = kept, size
+
+    def _send(self, sender: PairedSender) -> None:
+        while self._held:
+            item = self._held.popleft()
+            if isinstance(item, Mark):
+                item.settle(delivered=True)
+                continue
+            header, array = item
+            try:
+                if array is None:
+                    sender.send_dict(header)
+                else:
+                    self._held_bytes -= array.nbytes
+                    sender.send_array(header, array)
+                self._sent += 1
+            except EncodeError as error:
+                self._dropped += 1
+                self._warn(f"refused {header['type']}", str(error))
+
+    def _tell(self, record: Row | Event) -> Iterator[Told]:
+        """The record as this wire has it; notes, alerts, settings and gauges have no word here."""
+        if isinstance(record, tuple):
+            _, step, epoch, batch, per, values = record
+            if per != "time":
+                logs = {plain_text(name): value for name, value in values.items()}
+                self._last = logs
+                yield self._message(per, _whole(step), _whole(epoch), _whole(batch), logs), None
+        elif isinstance(record, RunStarted):
+            yield self._message("train_begin"), None
+        elif isinstance(record, Sample):
+            for role, array in record.arrays.items():
+                header = self._message("sample", record.step, record.epoch) | {"name": record.name, "role": role}
+                yield header, array if array.dtype.isbuiltin else array.astype(np.float32)
+        elif isinstance(record, RunEnded):
+            ended = {"status": record.status, "reason": record.reason}
+            yield self._message("train_end", record.step, logs=self._last) | ended, None
+
+    def _message(
+        self,
+        kind: str,
+        step: int | None = None,
+        epoch: int | None = None,
+        batch: int | None = None,
+        logs: Logs | None = None,
+    ) -> Logs:
+        return {"type": kind, "run": self._run, "epoch": epoch, "batch": batch, "step": step, "logs": logs or {}}
+
+
+def _whole(value: object) -> int | None:
+    try:
+        return None if value is None else as_whole(value)
+    except TypeError:
+        return None
