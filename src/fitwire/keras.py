@@ -61,7 +61,7 @@ class _Fit:
 
     epochs: int
     batches: int
-    finalizer: Callable[[], Any] | None = None
+    finalizer: Any = None
     epoch: int = -1
     base: int = 0
     done: int = 0
@@ -288,7 +288,7 @@ class ZMQProgress(keras.callbacks.Callback):
         if fit is not None:
             self._done = fit.done
             if fit.finalizer is not None:
-                cast(Any, fit.finalizer).detach()
+                fit.finalizer.detach()
 
     def _send_added(self, fit: _Fit) -> None:
         """Send what callbacks behind this one added to the epoch's logs after its end."""
@@ -326,7 +326,7 @@ class ZMQProgress(keras.callbacks.Callback):
         fit.paused += time.monotonic() - began
 
 
-def _when_abandoned(run: Run) -> Callable[[], Any] | None:
+def _when_abandoned(run: Run) -> Any:
     """End ``run`` as failed when the callback list of the calling ``fit`` goes away.
 
     No hook is called when ``fit`` raises. If nobody catches the exception, ``sys.excepthook`` comes first, with the
@@ -349,7 +349,7 @@ def _abandoned(run: Run) -> None:
     def end() -> None:
         run.finish("failed", reason="fit did not come to its end: an exception was raised in it, and caught outside")
 
-    if threading.get_ident() == run.thread:
+    if threading.current_thread() is run.thread:
         end()
     else:  # the collector may run on any thread, the one that `finish` waits for among them
         spawn("ending", end)

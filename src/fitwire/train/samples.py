@@ -22,6 +22,8 @@ __all__ = ["SamplePlan", "interval", "kept"]
 
 SMALLEST_PICTURE = 8
 """Pixels a side from which an array without channels counts as a picture: scikit-learn's digits are 8 x 8."""
+TAKEN = frozenset({"name", "step", "epoch"})
+"""What ``Run.sample`` calls its other arguments."""
 MAX_CHANNELS = 4
 """Grey, grey with alpha, RGB, RGBA."""
 
@@ -119,11 +121,14 @@ class SamplePlan:
         """Check what the function returned.
 
         Raises:
-            UsageError: It is no mapping of names to arrays.
+            UsageError: It is no mapping of names to arrays, or one has a name that means something else here.
         """
         if not isinstance(result, Mapping):
             raise UsageError(f"the samples function returned a {type(result).__name__}: return a dict of arrays")
-        return self._with_texts({str(key): value for key, value in cast("Mapping[object, Any]", result).items()})
+        found = {str(key): value for key, value in cast("Mapping[object, Any]", result).items()}
+        if wrong := sorted(TAKEN & found.keys()):
+            raise UsageError(f"the samples function returned an array called {wrong[0]!r}: give it another name")
+        return self._with_texts(found)
 
     def _with_texts(self, found: dict[str, Any]) -> dict[str, Any]:
         if self.texts is not None:
