@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -71,7 +72,22 @@ def take_address(address: Address) -> FileLock | None:
         raise ValueError("only a Unix socket has a lock")
     address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(address.path.with_name(address.path.name + ".lock"))
-    return lock if lock.take() else None
+    if not lock.take():
+        return None
+    if _is_listened_at(address.path):  # by no hub of this machine: ssh, say, which forwards another's
+        lock.release()
+        return None
+    return lock
+
+
+def _is_listened_at(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass(slots=True)
@@ -125,6 +141,11 @@ class Hub:
         self._opened.wait()
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def running(self) -> bool:
+        """Whether it is at work: not closed, and not stopped by a fault."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Stop to listen; what was stored stays, and trainers go on and come back to the next hub."""
