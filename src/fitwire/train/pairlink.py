@@ -1,9 +1,10 @@
 """``wire="pair"``: a training told through the seed's paired sockets, for a GUI that holds a ``PairedReceiver``.
 
 Dictionaries ``{type, run, epoch, batch, step, logs}`` with ``type`` one of ``train_begin``, ``batch``, ``epoch``,
-``sample`` and ``train_end``; a sample is one array for each role, ``name`` and ``role`` in its header. There are no
-sequence numbers and no store on this wire: what is sent while the receiver is away is gone, and is counted. All of it
-happens on this module's thread; the training thread appends, as always.
+``sample`` and ``train_end``; a sample is one array for each role, ``name`` and ``role`` in its header. Until a receiver
+has answered the handshake, and again when it has left, messages are held within a bound, and what passes it is counted.
+There is no store on this wire: what was on the way to a receiver that died is gone. All of it happens on this module's
+thread; the training thread appends, as always.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ MAX_HELD = 10_000
 """Messages held until a receiver is there."""
 MAX_HELD_BYTES = 64 * 2**20
 """Bytes of arrays held likewise."""
-ASK = 0.1
-"""Seconds that one attempt at the handshake may take; in between the queue is looked at."""
+ASK = 0.5
+"""Seconds that one attempt at the handshake may take: several of the seed's cycles. Then the queue is looked at."""
+LINGER = 1.0
+"""Seconds that the socket may take at the end, within what ``finish`` allows."""
+LOSSES = ("full", "no receiver", "linger")
+"""What of the sender's count is a message of ours that did not arrive."""
 AGAIN = 1.0
 """Seconds between two attempts to bind a port that somebody else holds."""
 
@@ -85,7 +90,9 @@ class PairUplink:
         self._warn, self._run = warn, run
         self._held: deque[Told | Mark] = deque()
         self._held_bytes = 0
+        self._begin: Logs | None = None
         self._last: Logs = {}
+        self._sender: PairedSender | None = None
         self._sent = self._dropped = 0
         self._closing: float | None = None
         self._complete = False
@@ -105,13 +112,15 @@ class PairUplink:
 
     def delivery(self) -> Delivery:
         """How things stand; ``delivered`` is what was handed to the socket for a receiver that was there."""
-        return Delivery(self._sent, len(self._held) + len(self.queue), self._dropped, self._complete)
+        lost = sum(self._sender.dropped[why] for why in LOSSES) if self._sender is not None else 0
+        left = sum(not isinstance(item, Mark) for item in list(self._held)) + len(self.queue)
+        return Delivery(self._sent - lost, left, self._dropped + lost, self._complete)
 
     def _work(self) -> None:
         try:
-            sender = self._open()
-            if sender is not None:
-                self._converse(sender)
+            self._sender = self._open()
+            if self._sender is not None:
+                self._converse(self._sender)
         except Exception as error:  # a fault of ours must not end silently, nor reach the training
             self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
         while self._closing is None:
@@ -137,18 +146,23 @@ class PairUplink:
         return None
 
     def _converse(self, sender: PairedSender) -> None:
+        met = False
         try:
             while not self._is_over():
                 self._take()
-                if self.greeted.is_set():
+                if met and not sender.has_peer:
+                    met = False  # the next receiver may be another program: it is greeted, and told what has begun
+                if met:
                     self._send(sender)
                     time.sleep(LOOK)
                 elif sender.send_handshake(ASK):
+                    met = True
+                    if self.greeted.is_set() and self._begin is not None:
+                        sender.send_dict(self._begin)
                     self.greeted.set()
-            self._complete = self.greeted.is_set() and not self._held
         finally:
-            sender.close()
-            self._count(sender)
+            sender.close(LINGER)
+            self._complete = met and not self._held and not sender.dropped["linger"]
 
     def _is_over(self) -> bool:
         if self._closing is None:
@@ -161,7 +175,7 @@ class PairUplink:
         queue = self.queue
         while queue:
             record = queue[0]
-            if type(record) is LateRow:
+            if isinstance(record, LateRow):
                 if not record.settled:
                     return
                 record = record.row
@@ -216,7 +230,8 @@ class PairUplink:
                 self._last = logs
                 yield self._message(per, _whole(step), _whole(epoch), _whole(batch), logs), None
         elif isinstance(record, RunStarted):
-            yield self._message("train_begin"), None
+            self._begin = self._message("train_begin")
+            yield self._begin, None
         elif isinstance(record, Sample):
             for role, array in record.arrays.items():
                 header = self._message("sample", record.step, record.epoch) | {"name": record.name, "role": role}
