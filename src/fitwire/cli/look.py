@@ -1,0 +1,223 @@
+"""Commands that look: ``ls``, ``show``, ``tail``, ``get``. They join the hub, or read the store when none is there."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from fitwire.cli.shared import (
+    address_option,
+    as_json,
+    console,
+    event_json,
+    event_line,
+    json_option,
+    run_json,
+    store_option,
+    when,
+)
+from fitwire.events import Event
+from fitwire.views import panels
+from fitwire.views.display import NAME, display, display_lines, display_value, number
+from fitwire.views.text import how_far, state_text
+from fitwire.watch.monitor import Monitor, WatchedRun
+from fitwire.watch.states import State
+
+__all__ = ["get", "ls", "show", "tail"]
+
+
+@click.command()
+@click.option("-n", "--count", type=click.IntRange(1), default=20, show_default=True, help="Runs shown, newest first.")
+@click.option("--all", "everything", is_flag=True, help="Show all of them.")
+@click.option("--project", help="Only runs of this project.")
+@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only runs in this state.")
+@address_option
+@store_option
+@json_option
+def ls(
+    count: int,
+    everything: bool,
+    project: str | None,
+    state: str | None,
+    address: str | None,
+    store: str | None,
+    as_json_: bool,
+) -> None:
+    """List the runs, newest first.
+
+    \b
+    Example:
+      fitwire ls --state running
+    """
+    with Monitor(address, store=store, serve=False) as monitor:
+        found = [run for run in monitor.runs if project in (None, run.project) and state in (None, str(run.state))]
+        found = found if everything else found[:count]
+        if as_json_:
+            click.echo(as_json([run_json(run) for run in found]))
+            return
+        if not found:
+            asked = " of that kind" if monitor.runs else " yet: start a training with a fitwire callback"
+            click.echo(f"no run{asked}", err=True)
+            return
+        table = Table(box=None, pad_edge=False, header_style="bright_black")
+        for name in ("id", "run", "project", "state", "done", "started", ""):
+            table.add_column(name, no_wrap=True, justify="right" if name == "done" else "left")
+        for run in found:
+            share = run.progress.fraction
+            table.add_row(
+                run.id[:8], Text(display(run.name, NAME)), Text(display(run.project, 20)), state_text(run.state),
+                "" if share is None else f"{share:.0%}", when(run.started), Text(display(run.badge, 40)),
+            )  # fmt: skip
+        console().print(table)
+
+
+@click.command()
+@click.argument("run")
+@address_option
+@store_option
+@json_option
+def show(run: str, address: str | None, store: str | None, as_json_: bool) -> None:
+    """Show all that is known of a run.
+
+    RUN is a name, the beginning of an id, or "last".
+
+    \b
+    Example:
+      fitwire show last
+    """
+    with Monitor(address, store=store, serve=False) as monitor:
+        found = monitor.run(run)
+        if as_json_:
+            click.echo(as_json(_all_of(found)))
+        else:
+            _print_run(found)
+
+
+def _all_of(run: WatchedRun) -> dict[str, object]:
+    samples = {name: len(run.samples(name)) for name in run.sample_names}
+    latest = {name: run.latest(name) for name in run.metrics + run.gauges}
+    return run_json(run) | {
+        "status_text": run.status_text, "traceback": run.traceback, "config": run.config, "summary": run.summary,
+        "info": run.info, "metrics": run.metrics, "gauges": run.gauges, "latest": latest, "samples": samples,
+    }  # fmt: skip
+
+
+def _print_run(run: WatchedRun) -> None:
+    out = console()
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bright_black", no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def line(label: str, value: object) -> None:
+        grid.add_row(Text(label), value if isinstance(value, Text) else Text(display(value, 2000)))
+
+    title = state_text(run.state)
+    line("run", Text(f"{display(run.name, NAME)}  {run.id}"))
+    line("state", title.append(f"  {display(run.status_text)}" if run.reason else "").append(f"  ({run.badge})"))
+    line("project", f"{run.project}" + (f", group {run.group}" if run.group else ""))
+    if run.tags:
+        line("tags", ", ".join(run.tags))
+    line("started", f"{when(run.started)} on {run.host}, {len(run.ranks)} rank{'s' if len(run.ranks) != 1 else ''}")
+    line("progress", how_far(run.progress, run.ended) or "no batch yet")
+    for label, values in (("config", run.config), ("summary", run.summary), ("info", run.info)):
+        _print_mapping(grid, label, values)
+    for row in panels.rows(run):
+        told = [] if row.train is None else [number(row.train)]
+        told += [] if row.val is None else [f"val {number(row.val)}"]
+        told += [] if row.best is None else [f"best {number(row.best.value)} at step {row.best.step:,}"]
+        grid.add_row(Text(display(row.label, NAME)), Text(", ".join(told)))
+    if run.gauges:
+        line("machine", ", ".join(f"{display(name, NAME)} {number(run.latest(name))}" for name in run.gauges))
+    for name in run.sample_names:
+        samples = run.samples(name)
+        arrays = ", ".join(f"{key} {list(shape)}" for key, (_, shape) in samples[-1].shapes.items())
+        line("sample", f"{name}: {len(samples)} times, {arrays}")
+    out.print(grid)
+    for text in display_lines(run.traceback):
+        out.print(Text(text, style="red"))
+
+
+def _print_mapping(grid: Table, label: str, values: Mapping[str, object]) -> None:
+    for index, (key, value) in enumerate(values.items()):
+        text = Text(f"{display(key, NAME)}  ").append(display_value(value, 300))
+        grid.add_row(Text(label if index == 0 else ""), text)
+
+
+@click.command()
+@click.argument("run")
+@click.option("-n", "--count", type=click.IntRange(0), default=10, show_default=True, help="Last events shown.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@address_option
+@store_option
+@json_option
+def tail(run: str, count: int, follow: bool, address: str | None, store: str | None, as_json_: bool) -> None:
+    """Show the last events of a run, or follow it.
+
+    RUN is a name, the beginning of an id, or "last". With --json each event is an object, one a line; of the arrays of
+    samples it says dtype and shape.
+
+    \b
+    Example:
+      fitwire tail last -f
+    """
+    with Monitor(address, store=store, serve=follow) as monitor:
+        found = monitor.run(run)
+        known, seen = deque[Event](maxlen=count), 0
+        for event in found.events(follow=False):
+            known.append(event)
+            seen += 1
+
+        for event in known:
+            click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
+        if not follow:
+            return
+        for index, event in enumerate(found.events()):
+            if index >= seen:
+                click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
+
+
+@click.command()
+@click.argument("run")
+@click.argument("metric")
+@click.option("--per", type=click.Choice(["auto", "batch", "epoch", "time"]), default="auto", show_default=True,
+              help="What a point stands for; auto: a batch if it was told per batch.")  # fmt: skip
+@click.option("--rank", type=click.IntRange(0), help="Process of a distributed run. Default: the lowest that has it.")
+@click.option("-n", "--count", type=click.IntRange(1), help="Last points only.")
+@address_option
+@store_option
+@json_option
+def get(
+    run: str,
+    metric: str,
+    per: str,
+    rank: int | None,
+    count: int | None,
+    address: str | None,
+    store: str | None,
+    as_json_: bool,
+) -> None:
+    """Print a metric of a run, exactly.
+
+    Step, epoch (both from 0), Unix time and value, separated by tabs; the value is the one that was logged, to the last
+    bit. RUN is a name, the beginning of an id, or "last".
+
+    \b
+    Example:
+      fitwire get last val_loss --per epoch
+    """
+    with Monitor(address, store=store, serve=False) as monitor:
+        curve = monitor.run(run).curve(metric, per=per, rank=rank)
+        keep = slice(None if count is None else -count, None)
+        columns = [one[keep].tolist() for one in (curve.steps, curve.epochs, curve.times, curve.values)]
+        epochs = [None if epoch != epoch else int(epoch) for epoch in columns[1]]
+        if as_json_:
+            told = {"steps": columns[0], "epochs": epochs, "times": columns[2], "values": columns[3]}
+            click.echo(as_json({"name": curve.name, "per": curve.per} | told))
+            return
+        click.echo("step\tepoch\ttime\tvalue")
+        for step, epoch, at, value in zip(columns[0], epochs, columns[2], columns[3], strict=True):
+            click.echo(f"{step}\t{'' if epoch is None else epoch}\t{at!r}\t{value!r}")

@@ -1,0 +1,149 @@
+"""What several commands share: their options, JSON, and how an event reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+import numpy as np
+
+from fitwire.events import Alert, Described, Dropped, EpochEnded, Event, Log, Metrics, RunEnded, RunStarted, Sample
+from fitwire.views.display import NAME, display, display_value, number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fitwire.watch.monitor import WatchedRun
+
+__all__ = [
+    "address_option",
+    "as_json",
+    "console",
+    "event_json",
+    "event_line",
+    "json_option",
+    "run_json",
+    "store_option",
+    "when",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_WORDS = {RunStarted: "run_started", Described: "described", Metrics: "metrics", EpochEnded: "epoch_ended",
+          Sample: "sample", Log: "log", Alert: "alert", RunEnded: "run_ended", Dropped: "dropped"}  # fmt: skip
+
+
+def address_option(command: Command) -> Command:
+    """``--address``."""
+    text = "Of the hub: ipc:///path, a path, or tcp://host:port. Default: FITWIRE_ADDRESS, else your own hub here."
+    return click.option("--address", metavar="ADDRESS", help=text)(command)
+
+
+def store_option(command: Command) -> Command:
+    """``--store``."""
+    text = "Database to keep runs in, or to read when no hub is there. Default: your own."
+    return click.option("--store", type=click.Path(dir_okay=False), help=text)(command)
+
+
+def json_option(command: Command) -> Command:
+    """``--json``."""
+    text = "Print JSON; nan, inf and -inf are strings."
+    return click.option("--json", "as_json_", is_flag=True, help=text)(command)
+
+
+def console() -> Console:
+    """Where a command prints: a pipe gets plain text as wide as it likes, NO_COLOR is respected."""
+    from rich.console import Console
+
+    made = Console(highlight=False, markup=False, emoji=False)
+    return (
+        made if made.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200, color_system=None)
+    )
+
+
+def as_json(value: object) -> str:
+    """One line of strict JSON, ASCII only, so that no text of a peer reaches the terminal as it is."""
+    return json.dumps(_plain(value), ensure_ascii=True, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, np.ndarray):
+        return _plain(cast("Any", value).tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in cast("list[object]", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if value != value else "inf" if value > 0 else "-inf"
+    return value
+
+
+def run_json(run: WatchedRun) -> dict[str, object]:
+    """What ``ls --json`` says of a run; ``show --json`` adds to it."""
+    return {
+        "id": run.id, "name": run.name, "project": run.project, "group": run.group, "tags": run.tags,
+        "host": run.host, "state": str(run.state), "reason": run.reason, "badge": run.badge, "started": run.started,
+        "ranks": run.ranks, "progress": asdict(run.progress),
+    }  # fmt: skip
+
+
+def when(unix: float, now: float | None = None) -> str:
+    """A moment, for people: the time today, else the date too."""
+    then, today = time.localtime(max(0.0, min(unix, 4e9))), time.localtime(now)
+    return time.strftime("%H:%M:%S" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def event_json(event: Event) -> dict[str, object]:
+    """An event's fields; of a sample's arrays only dtype and shape."""
+    found: dict[str, object] = {"event": _WORDS[type(event)]}
+    for one in fields(event):
+        value = getattr(event, one.name)
+        if isinstance(event, Sample) and one.name == "arrays":
+            value = {name: {"dtype": a.dtype.str, "shape": list(a.shape)} for name, a in event.arrays.items()}
+        found[one.name] = value
+    return found
+
+
+def event_line(event: Event) -> str:
+    """An event as a line for people, with its time; epochs count from 1 as Keras prints them."""
+    rank = f" rank {event.rank}" if event.rank else ""
+    return f"{when(event.time)}{rank}  {_SAYS[type(event)](event)}"
+
+
+def _values(event: Metrics) -> str:
+    return "  ".join(f"{display(name, NAME)} {number(value)}" for name, value in event.values.items())
+
+
+def _metrics(event: Metrics) -> str:
+    return f"{_values(event)}" if event.per == "time" else f"step {(event.step or 0):,}  {_values(event)}"
+
+
+def _epoch(event: EpochEnded) -> str:
+    return f"epoch {'?' if event.epoch is None else event.epoch + 1}  {_values(event)}"
+
+
+def _sample(event: Sample) -> str:
+    arrays = ", ".join(f"{display(name, NAME)} {a.dtype} {list(a.shape)}" for name, a in event.arrays.items())
+    return f"sample {display(event.name, NAME)}: {arrays}"
+
+
+def _end(event: RunEnded) -> str:
+    return event.status + (f": {display(event.reason)}" if event.reason else "")
+
+
+_SAYS: dict[type[Any], Callable[[Any], str]] = {
+    RunStarted: lambda e: f"started {display(e.name, NAME)} of {display(e.project, NAME)}",
+    Described: lambda e: f"{e.what}: {display_value(e.values)}",
+    Metrics: _metrics,
+    EpochEnded: _epoch,
+    Sample: _sample,
+    Log: lambda e: f"{e.level}: {display(e.text)}",
+    Alert: lambda e: f"{e.level}! {display(e.title)}{': ' if e.text else ''}{display(e.text)}",
+    RunEnded: _end,
+    Dropped: lambda e: f"{e.count:,} {display(e.what, NAME)} dropped: {display(e.reason)}",
+}

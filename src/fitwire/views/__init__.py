@@ -1,0 +1,1 @@
+"""What a person sees; every view draws what ``panels.py`` says."""
