@@ -20,10 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 from fitwire.errors import NotOpenError
 from fitwire.transport.socket_thread import ContextShare, SocketThread, open_socket
 
-__all__ = ["LINGER_SECONDS", "MAX_FRAME_BYTES", "QUEUE_BYTES", "SNDMORE", "Arrival", "Frame", "Publisher", "Subscriber"]
-
-Frame = bytes | zmq.Frame
-SNDMORE = int(zmq.SNDMORE)
+__all__ = ["LINGER_SECONDS", "MAX_FRAME_BYTES", "QUEUE_BYTES", "Arrival", "Publisher", "Subscriber"]
 
 LINGER_SECONDS = 5.0
 """Delivering 15 MB to a busy machine takes under one; somebody waiting for a prompt bears about this long."""
@@ -71,11 +68,13 @@ _SUBSCRIBER_OPTIONS: dict[int, int | bytes] = {
 _log = logging.getLogger("fitwire.transport")
 
 
-def _cost(frames: Sequence[Frame]) -> int:
+def _cost(frames: Sequence[bytes]) -> int:
     return sum(len(frame) + FRAME_COST for frame in frames)
 
 
 class _Peer(enum.Enum):
+    """Who listens, and what becomes of what is sent meanwhile."""
+
     NOT_YET = "hold what is sent until somebody listens"
     HERE = "send"
     GONE = "drop what is sent, counted: the next receiver is not to be shown the past"
@@ -109,6 +108,7 @@ class Publisher(SocketThread):
         linger: float = LINGER_SECONDS,
         limit_bytes: int = QUEUE_BYTES,
         dropped: Counter[str] | None = None,
+        warn: bool = True,
     ) -> None:
         """Connect and start.
 
@@ -120,17 +120,21 @@ class Publisher(SocketThread):
             linger: Seconds that closing may take.
             limit_bytes: Bound on what is held, in bytes, with 512 more for each frame.
             dropped: Counter to go on with.
+            warn: Log the first drop of each reason.
         """
+        self._warn = warn
         self.dropped: Counter[str] = Counter() if dropped is None else dropped
         self._is_ours = socket is None
         self._peer = _Peer.NOT_YET if socket is None else _Peer.HERE
+        self._topics: set[bytes] = set()
+        self._arrivals = 0 if socket is None else 1
         self._limit = limit_bytes
-        self._outbox: deque[tuple[Sequence[Frame], int]] = deque()
+        self._outbox: deque[tuple[Sequence[bytes], int]] = deque()
         self._held_bytes = 0
         self._accepted = self._done = 0
         if socket is None:
             assert share is not None
-            socket = open_socket(share, zmq.XPUB, _PUBLISHER_OPTIONS, address, bind=False)
+            socket, _ = open_socket(share, zmq.XPUB, _PUBLISHER_OPTIONS, address, bind=False)
         else:
             share = None
         super().__init__(socket, share, linger=linger)
@@ -141,11 +145,16 @@ class Publisher(SocketThread):
         """Whether a receiver has subscribed and is still connected."""
         return self._peer is _Peer.HERE
 
+    @property
+    def receiver(self) -> int:
+        """Which receiver listens, counted from 1 as they come; 0 when none does."""
+        return self._arrivals if self.is_heard else 0
+
     def is_pending(self, ticket: int) -> bool:
         """Whether a message, by the number ``send`` gave it, still waits here."""
         return ticket > self._done
 
-    def send(self, frames: Sequence[Frame], *, keep: bool = False) -> int:
+    def send(self, frames: Sequence[bytes], *, keep: bool = False) -> int:
         """Accept one message, without waiting.
 
         Args:
@@ -178,12 +187,21 @@ class Publisher(SocketThread):
         return ticket
 
     def _drop(self, reason: str, messages: int) -> int:
-        if reason not in self.dropped:
+        if self._warn and reason not in self.dropped:
             _log.warning("messages are being dropped (%s); counted, and not said again", reason)
         self.dropped[reason] += messages
         return 0
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            with self._changed:
+                if self._outbox:
+                    self._drop("linger", len(self._outbox))
+                    self._clear()
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._bell, zmq.POLLIN)
         if self._is_ours:
@@ -194,8 +212,8 @@ class Publisher(SocketThread):
             blocked = self._pump()
             pause = 1 if self._done > was else min(2 * pause, 20)
             deadline = self._deadline
-            if deadline is not None and (not self._outbox or time.monotonic() >= deadline):
-                break
+            if deadline is not None and (self._is_finished() or time.monotonic() >= deadline):
+                return
             with self._changed:
                 self._asleep = True
                 busy = self.is_heard and bool(self._outbox)
@@ -208,10 +226,10 @@ class Publisher(SocketThread):
             self._unring()
             if self._is_ours:
                 self._read_subscriptions()
-        with self._changed:
-            if self._outbox:
-                self._drop("linger", len(self._outbox))
-                self._clear()
+
+    def _is_finished(self) -> bool:
+        """Whether closing has nothing to wait for: all is handed over, or who should get it has gone."""
+        return not self._outbox or self._peer is _Peer.GONE
 
     def _pump(self) -> bool:
         """Send a little, so that subscriptions are read in between; whether the peer's queue is full."""
@@ -222,12 +240,12 @@ class Publisher(SocketThread):
             try:
                 # Fullness counts whole messages, so only a first frame can meet it.
                 more = zmq.SNDMORE if len(frames) > 1 else 0
-                self._socket.send(frames[0], zmq.DONTWAIT | more, copy=isinstance(frames[0], bytes))
+                self._socket.send(frames[0], zmq.DONTWAIT | more)
             except zmq.Again:
                 return True
             for place, frame in enumerate(frames[1:], 2):
                 more = zmq.SNDMORE if place < len(frames) else 0
-                self._socket.send(frame, more, copy=isinstance(frame, bytes))
+                self._socket.send(frame, more)
             with self._changed:
                 self._outbox.popleft()
                 self._held_bytes -= cost
@@ -242,12 +260,20 @@ class Publisher(SocketThread):
                 return
             with self._changed:
                 if said[:1] == b"\x01":
+                    if not self._topics:
+                        self._arrivals += 1
+                    self._topics.add(said[1:])
                     self._peer = _Peer.HERE
                 elif said[:1] == b"\x00" and self.is_heard:
-                    self._peer = _Peer.GONE
-                    if self._outbox:
-                        self._drop("no receiver", len(self._outbox))
-                        self._clear()
+                    self._topics.discard(said[1:])
+                    if not self._topics:
+                        self._lose_receiver()
+
+    def _lose_receiver(self) -> None:
+        self._peer = _Peer.GONE
+        if self._outbox:
+            self._drop("no receiver", len(self._outbox))
+            self._clear()
 
     def _clear(self) -> None:
         self._outbox.clear()
@@ -274,7 +300,7 @@ class Subscriber(SocketThread):
     heartbeats and is cut off, and the sender's end, not the reader's, would learn of the loss.
 
     Attributes:
-        dropped: Messages that came while the queue was full.
+        dropped: Messages that came while the queue was full, under ``"full"``.
         endpoint: The address as bound, with the port when the system chose it; ``""`` for a socket passed in.
     """
 
@@ -285,27 +311,27 @@ class Subscriber(SocketThread):
         *,
         socket: zmq.Socket[bytes] | None = None,
         limit_bytes: int = QUEUE_BYTES,
+        dropped: Counter[str] | None = None,
     ) -> None:
         """Bind and start; arguments as for ``Publisher``."""
-        self.dropped = 0
+        self.dropped: Counter[str] = Counter() if dropped is None else dropped
         self.endpoint = ""
         self._limit = limit_bytes
         self._inbox: deque[tuple[Arrival, int]] = deque()
         self._queued_bytes = 0
         self._accepted_fds: set[int] = set()
         self._linked_at: float | None = None
-        is_ours = socket is None
+        # Nothing is ever accepted on inproc, and a user's socket may be watched by the user.
+        self._sees_links = socket is None and not address.startswith("inproc:")
+        monitor = None
         if socket is None:
             assert share is not None
-            socket = open_socket(share, zmq.SUB, _SUBSCRIBER_OPTIONS, address, bind=True)
+            events = zmq.EVENT_ALL if self._sees_links else 0
+            socket, monitor = open_socket(share, zmq.SUB, _SUBSCRIBER_OPTIONS, address, bind=True, watch=events)
             self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         else:
             share = None
-        super().__init__(socket, share, linger=0.0)
-        # Nothing is ever accepted on inproc, and a user's socket may be watched by the user.
-        self._sees_links = is_ours and not address.startswith("inproc:")
-        if self._sees_links:
-            self._monitor = self._watch(zmq.EVENT_ALL)
+        super().__init__(socket, share, linger=0.0, monitor=monitor)
         self.start()
 
     @property
@@ -363,9 +389,9 @@ class Subscriber(SocketThread):
             cost = _cost(frames)
             with self._changed:
                 if self._inbox and self._queued_bytes + cost > self._limit:
-                    if not self.dropped:
+                    if not self.dropped["full"]:
                         _log.warning("nobody takes messages and the queue is full; counting what is dropped")
-                    self.dropped += 1
+                    self.dropped["full"] += 1
                     continue
                 self._inbox.append((Arrival(frames, time.monotonic()), cost))
                 self._queued_bytes += cost

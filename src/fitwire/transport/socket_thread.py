@@ -20,8 +20,9 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from fitwire.errors import AddressError, AddressInUse, LinkError, NotOpenError
+from fitwire.transport.process import generation
 
-__all__ = ["ContextShare", "SocketThread", "open_socket"]
+__all__ = ["ContextShare", "SocketThread", "open_socket", "watch_socket"]
 
 EXIT_SECONDS = 2.0
 """All that interpreter exit may spend on delivering what was accepted but not closed."""
@@ -74,14 +75,40 @@ class ContextShare:
             ours.term()  # every socket in it is closed, with a finite linger
 
 
+def watch_socket(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """A socket on which libzmq tells what happens to ``socket``.
+
+    pyzmq's own helper names it after the file number, which two sockets may have one after the other.
+    """
+    name = f"inproc://fitwire-{os.getpid()}-{next(_names)}"
+    socket.monitor(name, events)
+    context = cast("zmq.Context[Any]", socket.context)  # pyright: ignore[reportUnknownMemberType]
+    watcher: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+    watcher.setsockopt(zmq.LINGER, 0)
+    watcher.connect(name)
+    return watcher
+
+
 def open_socket(
-    share: ContextShare, kind: int, options: dict[int, int | bytes], address: str, *, bind: bool
-) -> zmq.Socket[bytes]:
+    share: ContextShare, kind: int, options: dict[int, int | bytes], address: str, *, bind: bool, watch: int = 0
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes] | None]:
     """Make a socket, set its options, bind or connect it; nothing is left open when any of that fails.
+
+    Args:
+        share: The context to be in.
+        kind: Of socket, in ZeroMQ's numbering.
+        options: Set before anything else.
+        address: To bind or connect to.
+        bind: Which of the two.
+        watch: Events to be told of from the very first on, in ZeroMQ's bits; 0 for none.
+
+    Returns:
+        The socket, and the one that tells the events (None when ``watch`` is 0).
 
     Raises:
         AddressInUse: Somebody else is bound there.
         AddressError: The address cannot be understood or reached.
+        LinkError: The system gives no more sockets.
     """
     context = share.join()
     try:
@@ -89,12 +116,17 @@ def open_socket(
     except zmq.ZMQError as error:
         share.leave()
         raise LinkError(f"cannot open a ZeroMQ socket: {error}") from error
+    monitor: zmq.Socket[bytes] | None = None
     try:
         for option, value in options.items():
             made.setsockopt(option, value)
+        # Before binding: a peer may be waiting at the door, and its coming is told only once.
+        monitor = watch_socket(made, watch) if watch else None
         made.bind(address) if bind else made.connect(address)
     except BaseException as error:
         made.close(linger=0)
+        if monitor is not None:
+            monitor.close(linger=0)
         share.leave()
         if not isinstance(error, zmq.ZMQError):
             raise
@@ -103,7 +135,7 @@ def open_socket(
                 address, "another program or window is bound there; close it, or use another port"
             ) from error
         raise AddressError(f"cannot {'bind' if bind else 'connect to'} {address!r}: {error}") from error
-    return made
+    return made, monitor
 
 
 class SocketThread(ABC):
@@ -113,12 +145,27 @@ class SocketThread(ABC):
         linger: Seconds that closing may take to deliver what was accepted, when ``close`` is not told otherwise.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], share: ContextShare | None, *, linger: float) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        share: ContextShare | None,
+        *,
+        linger: float,
+        monitor: zmq.Socket[bytes] | None = None,
+    ) -> None:
+        """Take over the socket; nothing runs before ``start``.
+
+        Args:
+            socket: To be touched by nobody else from now on.
+            share: Whose context it is in, to be left at the end; None when the caller sees to that.
+            linger: Seconds that closing may take.
+            monitor: What ``watch_socket`` gave for it, if it is watched.
+        """
         self.linger = linger
         self._socket = socket
         self._share = share
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._pid = os.getpid()
+        self._monitor = monitor
+        self._generation = generation()
         self._deadline: float | None = None  # once closing: when it has to be over
         self._over = False
         self._asleep = False
@@ -143,21 +190,24 @@ class SocketThread(ABC):
         """Whether it is neither closed nor closing, and its context still runs."""
         return self._deadline is None and not self._over
 
-    def is_forked(self) -> bool:
+    def is_forked(self, *, quiet: bool = False) -> bool:
         """Whether this is a forked child, in which the parent's socket must not be touched; says so once.
 
         To be asked before any lock is taken: the fork may have copied it locked.
+
+        Args:
+            quiet: Do not say so: nobody asked for anything.
         """
-        if os.getpid() == self._pid:
+        if generation() == self._generation:
             return False
-        if not self._warned_of_fork:
+        if not quiet and not self._warned_of_fork:
             self._warned_of_fork = True
             _log.warning("opened before a fork: calls in the child process do nothing; open another one there")
         return True
 
     def request_close(self, linger: float | None = None) -> None:
         """Begin to close, without waiting for it."""
-        if self.is_forked():
+        if self.is_forked(quiet=True):
             return
         deadline = time.monotonic() + max(0.0, self.linger if linger is None else linger)
         with self._changed:
@@ -171,7 +221,7 @@ class SocketThread(ABC):
 
         Harmless when it is closed already.
         """
-        if self.is_forked():
+        if self.is_forked(quiet=True):
             return
         self.request_close(linger)
         self.wait_closed((self.linger if linger is None else max(0.0, linger)) + GRACE_SECONDS)
@@ -179,7 +229,7 @@ class SocketThread(ABC):
     def wait_closed(self, timeout: float) -> None:
         """Wait at most ``timeout`` seconds for the thread to have ended."""
         # A garbage collection inside the thread itself may lead here.
-        if threading.current_thread() is not self._thread and os.getpid() == self._pid:
+        if threading.current_thread() is not self._thread and not self.is_forked(quiet=True):
             self._thread.join(timeout)
 
     def _ring(self) -> None:
@@ -203,23 +253,13 @@ class SocketThread(ABC):
     def _live(self) -> None:
         try:
             self._run()
-        except zmq.ContextTerminated:  # the user's, by the user: it waits for us to let go of the socket
-            self._deadline = 0.0
+        except zmq.ContextTerminated:  # the user's, by the user: it waits for us to let go, and delivers the rest
+            self.request_close()
         except zmq.ZMQError:
-            self._deadline = 0.0
+            self.request_close(0.0)
             _log.exception("a socket failed; its endpoint is closed")
         finally:
             self._end()
-
-    def _watch(self, events: int) -> zmq.Socket[bytes]:
-        """A socket on which libzmq tells what happens to ours; pyzmq's own helper keeps one name per file number."""
-        name = f"inproc://fitwire-{os.getpid()}-{next(_names)}"
-        self._socket.monitor(name, events)
-        context = cast("zmq.Context[Any]", self._socket.context)  # pyright: ignore[reportUnknownMemberType]
-        watcher: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-        watcher.setsockopt(zmq.LINGER, 0)
-        watcher.connect(name)
-        return watcher
 
     def _end(self) -> None:
         """Close the socket and wait, within the deadline, until libzmq has delivered what it holds.
@@ -230,7 +270,7 @@ class SocketThread(ABC):
         left = max(0.0, (self._deadline or 0.0) - time.monotonic())
         try:
             if self._monitor is None:
-                self._monitor = self._watch(zmq.EVENT_MONITOR_STOPPED)
+                self._monitor = watch_socket(self._socket, zmq.EVENT_MONITOR_STOPPED)
         except zmq.ZMQError:  # the context is going
             pass
         try:
