@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,6 @@ from fitwire.transport.zmq import Router
 
 GUARD = 60.0
 """Seconds after which a test that waits gives up: far beyond what any of them needs."""
-
-
-def eventually(holds: Callable[[], Any], timeout: float = GUARD) -> Any:
-    """Wait until ``holds()`` is true, and return what it gave."""
-    until = time.monotonic() + timeout
-    while not (value := holds()):
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.005)
-    return value
 
 
 class Store:

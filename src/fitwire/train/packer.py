@@ -144,8 +144,7 @@ class Packer:
             index = _index(rows)
         names = self._names or ()
         width = len(names)
-        every = itertools.chain.from_iterable(row[5].values() for row in rows)
-        values = np.fromiter(every, np.float64, len(rows) * width).reshape(len(rows), width)
+        values = self._numbers(rows, width)
         try:
             part, buffers = encode_rows(names, self._per, cast(Any, index), cast(Any, values))
         except EncodeError as error:
@@ -153,6 +152,21 @@ class Packer:
             self._bury("metrics", len(rows), rows[0][0], str(error))
             return
         self._add_part(part, buffers, rows[0][0])
+
+    def _numbers(self, rows: Sequence[Row], width: int) -> Array:
+        """The values of rows of ``width`` metrics, ``(n, width)``; what is no number after all counts as NaN."""
+        every = itertools.chain.from_iterable(row[5].values() for row in rows)
+        try:
+            return np.fromiter(every, np.float64, len(rows) * width).reshape(len(rows), width)
+        except Exception:  # a symbolic tensor, which a framework that rewrites code can let slip through
+            return np.array([[self._number(*item) for item in row[5].items()] for row in rows])
+
+    def _number(self, name: str, value: Any) -> float:
+        try:
+            return float(value)
+        except Exception as error:
+            self._refused(name, f"is no number: {plain_text(error, 100)}")
+            return NAN
 
     def _mended(self, row: Row) -> Row:
         time, *numbers, per, values = row
@@ -216,6 +230,8 @@ class Packer:
     def _close_singly(self, parts: list[dict[str, Any]], buffers: Buffers, error: EncodeError) -> None:
         """One part of several cannot be sent: it must not take the others with it."""
         if len(parts) == 1:
+            if parts[0].get("t") == "dropped":
+                raise error  # not even its tombstone: that is a fault of ours
             self._refused(str(parts[0].get("t")), str(error))
             self._bury(str(parts[0].get("t")), int(parts[0].get("n", 1)), self._time, str(error))
             self._close()
@@ -227,7 +243,8 @@ class Packer:
             self._close()
 
     def _emit(self, lane: int, time: float, parts: list[dict[str, Any]], buffers: Buffers) -> None:
-        block = encode_block(self.sender, lane, self._next[lane], int(time * 1e9), parts, buffers)
+        wall_ns = min(max(int(time * 1e9), 0), 2**63 - 1)  # a clock may be set to anything
+        block = encode_block(self.sender, lane, self._next[lane], wall_ns, parts, buffers)
         self._next[lane] = block.last + 1
         self._append(block)
 
