@@ -96,7 +96,7 @@ class WatchedRun:
     Example:
         >>> import fitwire, tempfile
         >>> folder = tempfile.mkdtemp()
-        >>> with Monitor(f"{folder}/hub", store=f"{folder}/store.sqlite3") as monitor:
+        >>> with fitwire.Monitor(f"{folder}/hub", store=f"{folder}/store.sqlite3") as monitor:
         ...     with fitwire.init(f"{folder}/hub", name="example", config={"lr": 0.1}, wait=5) as run:
         ...         for loss in (0.5, 0.25):
         ...             run.log({"loss": loss})
