@@ -86,7 +86,7 @@ class Settings:
         environment = os.environ.get
         put = object.__setattr__
         put(self, "mode", self.mode or environment("FITWIRE_MODE") or "online")
-        put(self, "project", _text("project", self.project or environment("FITWIRE_PROJECT")) or "default")
+        put(self, "project", _text("project", self.project or environment("FITWIRE_PROJECT") or None) or "default")
         put(self, "name", _text("name", self.name or environment("FITWIRE_NAME") or None))
         put(self, "group", _text("group", self.group))
         put(self, "run_id", _text("run_id", self.run_id or environment("FITWIRE_RUN_ID") or None))
