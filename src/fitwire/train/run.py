@@ -172,6 +172,7 @@ class Run:
             return
         timeout = HandshakeTimeout(outlet.place, wait)
         if self._strict:
+            self.finish("failed", reason="no hub answered in time")
             raise timeout
         self._warn("handshake", f"{timeout}; training on, unwatched for now")
 
@@ -204,10 +205,11 @@ class Run:
             if epoch is not None and batch is None:
                 per, step = "epoch", self._last()
             else:
-                step = self._step + 1
-        elif type(step) is not int:
-            step = self._whole("step", step, self._step + 1)
-        self._step = step
+                self._step = step = self._step + 1
+        else:
+            if type(step) is not int:
+                step = self._whole("step", step, self._step + 1)
+            self._step = step
         if self._late:
             self._pending.settle()
         try:
