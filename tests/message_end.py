@@ -115,7 +115,7 @@ def tell(end: Any) -> None:
 
 def summary(messages: list[dict[str, Any]]) -> dict[str, Any]:
     """What arrived, in a form that can be printed and compared."""
-    arrays = [[m["name"], *fingerprint(m["ndarray"])] for m in messages if "ndarray" in m]
+    arrays = [[m["name"], *fingerprint(m["ndarray"])] for m in messages if "name" in m]
     return {"numbers": [m["number"] for m in messages if "number" in m], "arrays": arrays}
 
 

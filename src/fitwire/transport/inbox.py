@@ -13,10 +13,14 @@ from typing import Any
 from fitwire.errors import DecodeError, NotOpenError
 from fitwire.protocol.plain import after_orphan, decode_message
 from fitwire.transport.pubsub import Arrival, Subscriber
+from fitwire.transport.socket_thread import is_exiting
 
 __all__ = ["Inbox", "Message"]
 
 Message = dict[str, Any]
+
+_EXIT_PAUSE = 0.01
+"""What a daemon thread that goes on asking while the interpreter ends waits, so as not to spin."""
 
 _log = logging.getLogger("fitwire.transport")
 
@@ -42,17 +46,20 @@ class Inbox:
             timeout: Seconds to wait for one; None waits for as long as it takes.
 
         Returns:
-            It and the monotonic time of its coming, or None when none came in time.
+            It and the monotonic time of its coming, or None when none came in time, or waiting was ended by a close.
 
         Raises:
             NotOpenError: None will come any more: the context was terminated, or the socket failed.
         """
+        was_open = self.subscriber.is_open or self.subscriber.is_forked()
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if until is None else max(0.0, until - time.monotonic())
             arrival = self.subscriber.receive(left)
             if arrival is None:
-                if not self.subscriber.is_open and not self.subscriber.is_forked():
+                if is_exiting():
+                    time.sleep(_EXIT_PAUSE)
+                elif not was_open:
                     raise NotOpenError("no longer listening, its context was terminated: call setup() to listen again")
                 return None
             message = self._decode(arrival)

@@ -18,7 +18,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from fitwire.errors import NotOpenError
-from fitwire.transport.socket_thread import ContextShare, SocketThread, open_socket
+from fitwire.transport.socket_thread import ContextShare, SocketThread, is_exiting, open_socket
 
 __all__ = ["LINGER_SECONDS", "MAX_FRAME_BYTES", "QUEUE_BYTES", "Arrival", "Publisher", "Subscriber"]
 
@@ -172,6 +172,9 @@ class Publisher(SocketThread):
         cost = _cost(frames)
         with self._changed:
             if not self.is_open:
+                if is_exiting():  # counted, but not said: nobody can do anything about it
+                    self.dropped["linger"] += 1
+                    return 0
                 raise NotOpenError("the sender has been closed, or its context terminated: call setup() to send again")
             if self._peer is _Peer.GONE and not keep:
                 return self._drop("no receiver", 1)

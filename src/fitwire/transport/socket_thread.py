@@ -22,7 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 from fitwire.errors import AddressError, AddressInUse, LinkError, NotOpenError
 from fitwire.transport.process import generation
 
-__all__ = ["ContextShare", "SocketThread", "open_socket", "watch_socket"]
+__all__ = ["ContextShare", "SocketThread", "is_exiting", "open_socket", "watch_socket"]
 
 EXIT_SECONDS = 2.0
 """All that interpreter exit may spend on delivering what was accepted but not closed."""
@@ -35,6 +35,7 @@ _living: set[SocketThread] = set()
 """Keeps a dropped, still delivering endpoint alive, and a forked child from collecting its parent's sockets."""
 
 _names = itertools.count()
+_exiting = False
 
 
 class ContextShare:
@@ -110,6 +111,9 @@ def open_socket(
         AddressError: The address cannot be understood or reached.
         LinkError: The system gives no more sockets.
     """
+    port = address.rpartition(":")[2] if address.startswith("tcp:") else ""
+    if port.isdecimal() and int(port) > 65535:  # libzmq would take what is left of it modulo 65536
+        raise AddressError(f"{address!r}: a port is a number up to 65535")
     context = share.join()
     try:
         made: zmq.Socket[bytes] = context.socket(kind)
@@ -298,8 +302,15 @@ class SocketThread(ABC):
                 return
 
 
+def is_exiting() -> bool:
+    """Whether the interpreter is about to end and all is closed: a daemon thread's late call is nobody's mistake."""
+    return _exiting
+
+
 def _close_all() -> None:
     """At interpreter exit: deliver and close whatever is still open, all of it within one bound."""
+    global _exiting
+    _exiting = True
     until = time.monotonic() + EXIT_SECONDS
     for one in list(_living):
         one.request_close(min(one.linger, EXIT_SECONDS))
