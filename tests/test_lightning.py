@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 from collections import deque
 from pathlib import Path
@@ -16,11 +20,13 @@ import pytest
 pl = pytest.importorskip("lightning.pytorch")
 torch = pytest.importorskip("torch")
 
-from fitwire.errors import UsageError  # noqa: E402
+from fitwire import Monitor  # noqa: E402
+from fitwire.errors import HandshakeTimeout, UsageError  # noqa: E402
 from fitwire.events import Described, Log, RunEnded, RunStarted, Sample  # noqa: E402
 from fitwire.lightning import ZMQProgress  # noqa: E402
 from fitwire.train import run as run_module  # noqa: E402
 from fitwire.train.uplink import Delivery, LateRow  # noqa: E402
+from helpers import run_python, until  # noqa: E402
 from lightning_models import QUIET, Awkward, Manual, Plain, Regression, examples, loader  # noqa: E402
 
 pytestmark = [
@@ -30,7 +36,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
     pytest.mark.filterwarnings("ignore:.*treespec.*is deprecated"),
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),
     pytest.mark.filterwarnings("ignore:.*consider setting `weights_only"),
@@ -170,7 +175,9 @@ def test_every_epoch_value_equals_what_a_logger_is_given(tapes: list[Tape]) -> N
     assert tapes[0].curve("mine", "epoch") == [10.0, 11.0, 12.0]
     assert [(r.step, r.values["loss_step"]) for r in tapes[0].rows("batch", "loss")] == reference.curve("loss_step")
     last = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    (summary,) = (event.values for event in tapes[0].only(Described) if event.what == "summary")
     assert {name: value for name, value in rows[-1].values.items() if name in last}.items() <= last.items()
+    assert summary == rows[-1].values
     assert set(last) - set(rows[-1].values) == {"loss_step", "only_step", "second", "late"}
 
 
@@ -213,19 +220,34 @@ def test_nothing_is_computed_that_lightning_does_not_compute(
     assert counts[0] == counts[1] > 0
 
 
-def test_logged_tensors_are_handed_on_as_they_are(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking a device tensor for its number waits for the device: that is the run's to do, later."""
-    kinds: set[str] = set()
+def test_a_tensor_on_a_device_is_handed_on_as_it_is(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking it for its number would wait for the device: that is the run's to do, later."""
+
+    class OnDevice(torch.Tensor):
+        is_cpu = False
+
+        def item(self) -> float:
+            raise AssertionError("waited for the device")
+
+    class Elsewhere(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            result = super().training_step(batch, batch_idx)
+            cached = self.trainer.fit_loop.epoch_loop._results["training_step.only_step"]
+            cached._forward_cache = cached._forward_cache.as_subclass(OnDevice)
+            return result
+
+    kinds: set[tuple[str, str]] = set()
     real = run_module.Run.log
 
     def log(self: Any, values: Any, *args: Any, **options: Any) -> None:
-        kinds.update(type(value).__name__ for name, value in values.items() if name != "learning_rate")
-        real(self, values, *args, **options)
+        kinds.update((name, type(value).__name__) for name, value in values.items())
+        real(self, {"loss": values["loss"]}, *args, **options)
 
     monkeypatch.setattr(run_module.Run, "log", log)
-    fit(Plain())
+    fit(Elsewhere())
 
-    assert kinds == {"Tensor"}
+    assert {("only_step", "OnDevice"), ("loss", "float"), ("learning_rate", "float")} <= kinds
+    assert ("only_step", "float") not in kinds
 
 
 def test_torchmetrics_are_told_per_batch_and_per_epoch(tapes: list[Tape]) -> None:
@@ -311,6 +333,21 @@ def test_totals_are_what_will_be(
     assert told == (totals and dict(zip(("epochs", "steps_per_epoch", "steps"), totals, strict=True)))
     assert totals is None or tape.rows("batch")[-1].step == (totals[2] or 0) - 1
     assert [end.status for end in tape.only(RunEnded)] == ["finished"]
+
+
+def test_a_schedule_of_accumulation_leaves_the_end_open(tapes: list[Tape]) -> None:
+    """Steps in an epoch are those of the epoch under way; what the later ones will have is not guessed."""
+    told = []
+
+    class Looks(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            told.append(tapes[0].info()["totals"])
+
+    schedule = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    fit(Plain(), callback=schedule, callbacks=[ZMQProgress(), Looks()], max_epochs=2)
+
+    assert [(t["steps_per_epoch"], t["steps"]) for t in told] == [(4, None)] * 4 + [(2, None)] * 4
+    assert labels(tapes[0].rows("batch"))[3:] == [(3, 0, 3), (4, 1, 0), (4, 1, 1), (5, 1, 2), (5, 1, 3)]
 
 
 def test_a_stream_without_length_has_no_totals(tapes: list[Tape]) -> None:
@@ -418,14 +455,14 @@ def test_an_exception_ends_the_run_with_its_traceback(
 
 def test_a_second_fit_is_a_second_run(tapes: list[Tape]) -> None:
     """The callback can be used again, after an end of any kind; each run has an id of its own."""
-    callback = ZMQProgress()
+    callback = ZMQProgress(name="twice")
     with pytest.raises(ValueError, match="bad"):
         fit(Breaks(), callback=callback)
     first = callback.run.id
     fit(callback=callback, max_epochs=1)
 
     assert [tape.only(RunEnded)[0].status for tape in tapes] == ["failed", "finished"]
-    assert callback.run.id != first
+    assert callback.run.id != first and callback.run.name == "twice-2"
     assert labels(tapes[1].rows("batch", "loss")) == [(b, 0, b) for b in range(4)]
 
 
@@ -564,9 +601,10 @@ def test_a_constructor_opens_nothing(fitwire_dir: Path) -> None:
 
 def test_disabled_tells_nothing(tapes: list[Tape]) -> None:
     """``mode="disabled"`` leaves the training alone."""
-    fit(callback=ZMQProgress(mode="disabled", samples=examples()[:3]))
+    asked = []
+    fit(callback=ZMQProgress(mode="disabled", samples=lambda model: asked.append(model)))
 
-    assert tapes == []
+    assert tapes == [] and asked == []
 
 
 # -- samples
@@ -698,3 +736,179 @@ def test_strict_raises_what_would_be_a_warning(tapes: list[Tape]) -> None:
     """``strict=True`` is for those who would rather stop."""
     with pytest.raises(UsageError, match="return a dict"):
         fit(Plain(), callback=ZMQProgress(samples=lambda model: 3, strict=True))
+
+
+def test_a_run_that_cannot_begin_leaves_training_alone(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, and the training goes on unwatched."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr("fitwire.lightning.Run", broken)
+    module, trainer = fit(callback=ZMQProgress(samples=examples()[:3]), val=loader(10))
+
+    assert trainer.global_step == 12 and len(module.losses) == 12
+
+
+def test_strict_with_a_wait_needs_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a training that nobody answers does not start."""
+    monkeypatch.setenv("FITWIRE_LOG_LEVEL", "off")
+    callback = ZMQProgress(wait=0.05, strict=True)
+    with pytest.raises(HandshakeTimeout):
+        fit(callback=callback)
+
+    assert callback.run is None
+
+
+# -- with a monitor, across processes
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+PROGRAM = Path(__file__).with_name("lightning_program.py")
+
+
+def start(kind: str, folder: Path, *launcher: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent)}
+    command = [sys.executable, *launcher, str(PROGRAM), kind, str(folder)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status, and what was written to stderr."""
+    try:
+        _, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, errors
+
+
+def test_twenty_epochs_watched_from_another_process(tmp_path: Path) -> None:
+    """Waiting, running, finished; points per batch are batches; every epoch value and sample equals Lightning's own."""
+    with Monitor() as monitor:
+        process = start("watched", tmp_path)
+        run = monitor.wait_for_run(timeout=60)
+        assert run.state == "waiting"
+        print("", file=process.stdin, flush=True)
+        until(lambda: run.progress.step == 39, what="ten epochs")
+        assert run.state == "running"
+        code, errors = ended_after_line(process)
+        until(lambda: run.ended and run.badge == "complete", what="all records")
+        kept = json.loads((tmp_path / "0.json").read_text())
+        predictions = np.load(tmp_path / "predictions.npy")
+
+        assert (code, run.state, run.name, run.id) == (0, "finished", "watched", kept["id"]), errors
+        for name in ("loss", "loss_step"):
+            curve = run.curve(name, per="batch")
+            assert curve.steps.tolist() == list(range(80)) and curve.values.tolist() == kept["losses"]
+        for name in ("loss", "loss_epoch", "only_epoch", "mine", "val_loss", "val_loss_epoch"):
+            curve = run.curve(name, per="epoch")
+            assert curve.values.tolist() == [epoch[name] for epoch in kept["epochs"]]
+            assert curve.epochs.tolist() == list(range(20)) and curve.steps.tolist() == list(range(3, 80, 4))
+        assert len(run.samples("samples")) == 20
+        for sample, expected in zip(run.samples("samples"), predictions, strict=True):
+            assert sample.arrays["prediction"].tobytes() == expected.tobytes()
+            assert sample.arrays["target"].tobytes() == examples()[:3][1].numpy().tobytes()
+        progress = run.progress
+        assert (progress.epoch, progress.epochs, progress.steps, progress.fraction) == (19, 20, 80, 1.0)
+
+
+def ended_after_line(process: subprocess.Popen[str]) -> tuple[int, str]:
+    print("", file=process.stdin, flush=True)
+    return ended(process)
+
+
+def test_an_exception_at_batch_37_is_seen_from_another_process(tmp_path: Path) -> None:
+    """Failed, with the traceback and all that was told before."""
+    with Monitor() as monitor:
+        code, _ = ended(start("breaks", tmp_path))
+        run = monitor.wait_for_run(timeout=30)
+        until(lambda: run.badge == "complete", what="all records")
+
+        assert code == 1 and run.state == "failed"
+        assert run.reason == "RuntimeError: batch 37 holds no example"
+        assert "in training_step" in run.traceback and run.traceback.rstrip().endswith(run.reason)
+        assert run.curve("loss", per="batch").steps.tolist() == list(range(37))
+        assert run.curve("loss_epoch").epochs.tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "launcher"),
+    [
+        ("ddp", ()),
+        ("ddp_spawn", ()),
+        ("torchrun", ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")),
+    ],
+    ids=["ddp", "spawn", "torchrun"],
+)
+def test_two_ranks_are_one_run(tmp_path: Path, kind: str, launcher: tuple[str, ...]) -> None:
+    """However they were started: one id, each rank's own batches, the reduced values alike, and nobody hangs."""
+    with Monitor() as monitor:
+        code, errors = ended(start(kind, tmp_path, *launcher))
+        assert code == 0, errors
+        (run,) = monitor.runs
+        until(lambda: run.ended and run.badge == "complete", what="all records")
+        curves = {name: [run.curve(name, "batch", rank=rank) for rank in (0, 1)] for name in ("loss", "own", "rank")}
+        epochs = [
+            run.curve(name, "epoch", rank=rank).values.tolist() for name in ("val_loss", "loss") for rank in (0, 1)
+        ]
+
+        assert run.ranks == (0, 1) and run.info["world_size"] == 2 and run.state == "finished"
+        assert [curve.steps.tolist() for pair in curves.values() for curve in pair] == [list(range(12))] * 6
+        assert [set(curve.values) for curve in curves["rank"]] == [{0.0}, {1.0}]
+        assert curves["loss"][0].values.tolist() == curves["loss"][1].values.tolist()
+        assert epochs[0] == epochs[1] and epochs[2] == epochs[3] and len(epochs[0]) == 3
+        assert {sample.rank for sample in run.samples("samples")} == {0} and len(run.samples("samples")) == 3
+        for file in tmp_path.glob("?.json"):
+            kept = json.loads(file.read_text())
+            assert kept["id"] == run.id
+            assert curves["own"][int(file.stem)].values.tolist() == kept["losses"]
+            assert epochs[0] == [epoch["val_loss"] for epoch in kept["epochs"]]
+
+
+def test_either_lightning_will_do() -> None:
+    """Without both a sentence says what to install; ``pytorch_lightning`` alone will do, for either Trainer."""
+    print(
+        run_python(
+            """
+            import sys
+            sys.modules["lightning"] = sys.modules["pytorch_lightning"] = None
+            try:
+                import fitwire.lightning
+            except ImportError as error:
+                assert "fitwire[lightning]" in str(error), error
+            del sys.modules["pytorch_lightning"]
+            import torch, pytorch_lightning
+            from fitwire.lightning import ZMQProgress
+
+            assert issubclass(ZMQProgress, pytorch_lightning.Callback)
+            assert "lightning.pytorch" not in sys.modules
+            del sys.modules["lightning"]
+            import lightning.pytorch
+
+            data = torch.utils.data.DataLoader(torch.ones(6, 2), 2)
+            for package in (pytorch_lightning, lightning.pytorch):
+                class Module(package.LightningModule):
+                    def __init__(self):
+                        super().__init__()
+                        self.layer = torch.nn.Linear(2, 1)
+
+                    def training_step(self, batch, batch_idx):
+                        loss = self.layer(batch).mean()
+                        self.log("loss", loss)
+                        return loss
+
+                    def configure_optimizers(self):
+                        return torch.optim.SGD(self.parameters(), 0.1)
+
+                callback = ZMQProgress()
+                package.Trainer(
+                    max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False,
+                    enable_progress_bar=False, accelerator="cpu",
+                ).fit(Module(), data)
+                assert (callback.run.status, callback.run.step) == ("finished", 5)
+                assert not {k: v for k, v in callback.run.warnings.items() if v}, callback.run.warnings
+            """.replace("\n            ", "\n"),
+            FITWIRE_LOG_LEVEL="off",
+        )
+    )

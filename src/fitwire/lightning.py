@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 import torch
 
-from fitwire.errors import FitwireError
+from fitwire.errors import UsageError
 from fitwire.train.run import Run
 from fitwire.train.samples import SamplePlan, interval, kept
 from fitwire.train.settings import Durability, Mode, Resume, Settings, Wire, new_run_id
@@ -69,7 +69,7 @@ def _hook(method: F) -> F:
         try:
             method(self, trainer, *args, **kwargs)
         except Exception as error:
-            if self._settings.strict and isinstance(error, FitwireError):
+            if self._settings.strict:
                 raise
             self._warn(method.__name__, f"{method.__name__}: {type(error).__name__}: {error}")
 
@@ -91,7 +91,8 @@ class _Readings:
     def batch(self, trainer: Any, but: str = "") -> dict[str, Any]:
         """Values logged with ``on_step`` since the last look, except in the hook named ``but``.
 
-        They are what ``callback_metrics`` and the loggers show, read where asking computes nothing.
+        They are what ``callback_metrics`` and the loggers show, read where asking computes nothing. A tensor on a
+        device is handed on as it is, because its number may not be there yet.
         """
         found: dict[str, Any] = {}
         for key, item in trainer.fit_loop.epoch_loop._results.items():
@@ -100,8 +101,9 @@ class _Readings:
                 continue
             self._caches[key] = value
             if hasattr(value, "data_ptr"):
-                found[item.meta.name] = found[item.meta.forked_name(on_step=True)] = value
-        self._batch.update(found)
+                number = value.item() if value.is_cpu and value.numel() == 1 else value
+                for name in (item.meta.name, item.meta.forked_name(on_step=True)):
+                    self._batch[name], found[name] = value, number
         return found
 
     def epoch(self, trainer: Any) -> dict[str, Any]:
@@ -140,6 +142,8 @@ class _Fit:
         sampled: Steps that were done at the last sample.
         validated: Whether a validation ended that has not been told of.
         rates: Learning rates the batch under way is trained with.
+        values: Of the last epoch that ended.
+        totals: As last told.
     """
 
     readings: _Readings = field(default_factory=_Readings)
@@ -154,6 +158,7 @@ class _Fit:
     sampled: int = 0
     validated: bool = False
     rates: dict[str, Any] = field(default_factory=dict[str, Any])
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     totals: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
 
     def begin_epoch(self) -> None:
@@ -186,8 +191,13 @@ class _Fit:
 class ZMQProgress(Callback):
     """Stream a Lightning fit to whoever watches.
 
-    Nothing is opened before ``fit`` begins; each ``fit`` is a run, on every rank the same one. A copy, pickled or not,
-    keeps the configuration only.
+    Sent without being asked: what the module logs, per batch and per epoch, under the names that callbacks know it by;
+    ``learning_rate``, ``perf/step_time`` and ``perf/samples_per_second``; totals, the module's parameter counts, the
+    optimizers, versions, and how it ended.
+
+    Each ``fit`` is a run of its own, on all ranks the same; with a ``name``, the second is called ``name-2``, with a
+    ``run_id`` it goes on with the run. Nothing is opened before training begins. Copies, pickled or not, keep the
+    arguments only.
 
     Args:
         address: Of the hub; None for the user's own on this machine.
@@ -221,6 +231,7 @@ class ZMQProgress(Callback):
         AddressError: An address that cannot be used.
 
     Example:
+        >>> import lightning.pytorch
         >>> callback = ZMQProgress(project="digits", sample_freq=200, samples=torch.zeros(8, 1, 28, 28))
         >>> trainer = lightning.pytorch.Trainer(callbacks=[callback])
     """
@@ -259,14 +270,16 @@ class ZMQProgress(Callback):
         self._log_every = every or (1 if log_freq == "batch" else 0)
         interval("sample_freq", sample_freq, ("epoch",))
         self._plan = None if samples is None else SamplePlan(samples, sample_freq, sample_names, pairs=(tuple, list))
+        if not isinstance(what, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"what={str(what)[:40]!r}: pass a text")
         self._what = what
         self.run: Run | None = None
         self._fit: _Fit | None = None
-        self._warned: set[str] = set()
+        self._fits = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """The configuration: a copy belongs to another training, often to another process."""
-        return self.__dict__ | {"run": None, "_fit": None, "_warned": set()}
+        return self.__dict__ | {"run": None, "_fit": None, "_fits": 0}
 
     # -- the beginning and the end
 
@@ -274,6 +287,9 @@ class ZMQProgress(Callback):
         """Begin the run. Tuning does not come here: it leaves before, or has the callbacks put away."""
         self._end()
         settings, shared = self._settings, None
+        self._fits += 1
+        if settings.name and self._fits > 1 and not settings.run_id:
+            settings = replace(settings, name=f"{settings.name}-{self._fits}")
         if trainer.world_size > 1:
             # Whatever settings and environment of each rank say: one that skips this would hang the others.
             told = (settings.run_id, settings.name, new_run_id().hex())
@@ -283,9 +299,11 @@ class ZMQProgress(Callback):
             else:
                 settings = replace(settings, run_id=run_id, name=name)
         self.run, self._fit = None, _Fit()
-        self._begin(trainer, pl_module, settings, shared)
-        if self.run is None:
-            self._fit = None
+        try:
+            self._begin(trainer, pl_module, settings, shared)
+        finally:
+            if self.run is None or settings.mode == "disabled":
+                self._fit = None
 
     @_hook
     def _begin(self, trainer: Any, pl_module: Any, settings: Settings, shared: str | None) -> None:
@@ -294,6 +312,7 @@ class ZMQProgress(Callback):
         info = _about(trainer) | ({"what": self._what} if self._what else {})
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         self.run = Run(settings, info, shared_id=shared, **ranks)
+        self.run.status_at_exit = "interrupted"
 
     @_hook
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -306,8 +325,10 @@ class ZMQProgress(Callback):
 
     @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The last epoch's values are complete now."""
+        """The last epoch's values are complete now; they are the run's summary."""
+        run, fit = self._open()
         self._end_epoch(trainer)
+        run.summary.update(fit.values)
 
     @_hook
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -403,6 +424,7 @@ class ZMQProgress(Callback):
         for name, value in (fit.rates | fit.pace()).items():
             values.setdefault(name, value)
         run.end_epoch(values, epoch=fit.epoch, step=fit.step)
+        fit.values = values
         fit.begin_epoch()
 
     # -- samples
@@ -432,11 +454,10 @@ class ZMQProgress(Callback):
         self._fit = None
 
     def _warn(self, kind: str, sentence: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
+        if self.run is None:  # it could not be begun
             say("warning", sentence)
-            if self.run is not None:
-                self.run.note(sentence, level="warning")
+        else:
+            self.run._warn(kind, sentence)  # pyright: ignore[reportPrivateUsage]
 
 
 # -- what Lightning and torch say of themselves
