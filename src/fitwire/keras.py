@@ -26,6 +26,7 @@ from fitwire.errors import UsageError
 from fitwire.train.run import Run
 from fitwire.train.samples import SamplePlan, interval, kept
 from fitwire.train.settings import Durability, Mode, Resume, Settings, Wire
+from fitwire.train.values import as_array
 from fitwire.transport.process import spawn
 
 __all__ = ["ZMQProgress"]
@@ -53,8 +54,8 @@ class _Fit:
         began: Monotonic time when the epoch's first batch began.
         ended: Monotonic time when its last batch ended.
         paused: Seconds of it spent on samples.
-        sent: What the last epoch's logs held when they were sent.
-        logs: That epoch's logs themselves, to which callbacks behind this one may have added.
+        sent: Names that were sent at the last epoch's end.
+        logs: That epoch's logs, to which callbacks behind this one may have added.
         totals: As last told.
         described: Whether the model was built when it was described.
     """
@@ -257,7 +258,7 @@ class ZMQProgress(keras.callbacks.Callback):
         rates = cast("dict[str, float]", _found(_learning_rates, model) or {})
         values: dict[str, Any] = {**_pace(model, fit), **rates, **logs}
         run.end_epoch(values, epoch=epoch, step=fit.done - 1)
-        fit.logs, fit.sent = logs, frozenset(logs)
+        fit.logs, fit.sent = logs, frozenset(values)
         if fit.batches == UNKNOWN:
             fit.batches = fit.done - fit.base or UNKNOWN
             self._tell_totals(fit)
@@ -361,23 +362,19 @@ def _state_kept(model: Any) -> Generator[None]:
 
     Batch statistics, metrics, the states of its random layers, and Keras's own seeds for what has none.
     """
-    variables = list({id(v): v for v in (*model.non_trainable_variables, *model.metrics_variables)}.values())
-    seeds: Any = None
-    try:
-        from keras.src.backend.common import global_state  # pyright: ignore[reportMissingTypeStubs]
+    from keras.src.backend.common import global_state  # pyright: ignore[reportMissingTypeStubs]
 
-        seeds = cast(Any, global_state).get_global_attribute("global_seed_generator")
-    except ImportError:
-        pass
-    if seeds is not None:
-        variables.append(seeds.state)
-    before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]  # pyright: ignore[reportUnknownMemberType]
+    store, key = cast(Any, global_state), "global_seed_generator"
+    seeds = store.get_global_attribute(key)
+    random = [] if seeds is None else [seeds.state]
+    variables = {id(v): v for v in (*model.non_trainable_variables, *model.metrics_variables, *random)}.values()
+    before = [as_array(variable.value) for variable in variables]
     try:
         yield
     finally:
+        store.set_global_attribute(key, seeds)  # made on its first use, from Python's random numbers
         for variable, old in zip(variables, before, strict=True):
-            now = np.asarray(keras.ops.convert_to_numpy(variable))  # pyright: ignore[reportUnknownMemberType]
-            if now.tobytes() != old.tobytes():
+            if as_array(variable.value).tobytes() != old.tobytes():
                 variable.assign(old)
 
 
@@ -410,11 +407,10 @@ def _own_optimizers(model: Any) -> dict[str, Any]:
 
 
 def _learning_rates(model: Any) -> dict[str, float]:
-    own = _own_optimizers(model)
-    rates = {
-        name: float(np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate)))  # pyright: ignore[reportUnknownMemberType]
-        for name, optimizer in own.items()
-    }
+    rates: dict[str, float] = {}
+    for name, optimizer in _own_optimizers(model).items():
+        rate = optimizer.learning_rate  # a variable, or what a schedule makes of the step
+        rates[name] = float(as_array(getattr(rate, "value", rate)))
     if len(rates) == 1:
         return {"learning_rate": next(iter(rates.values()))}
     return {f"learning_rate/{name}": rate for name, rate in rates.items()}

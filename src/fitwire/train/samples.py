@@ -38,7 +38,7 @@ def interval(name: str, value: object, words: Sequence[str]) -> int | None:
         return None
     if isinstance(value, SupportsIndex) and not isinstance(value, bool) and (number := operator.index(value)) >= 1:
         return number
-    raise UsageError(f"{name}={str(value)[:40]!r}: pass {', '.join(map(repr, words))} or a whole number from 1")
+    raise UsageError(f"{name}={repr(value)[:40]}: pass {', '.join(map(repr, words))} or a whole number from 1")
 
 
 class SamplePlan:
