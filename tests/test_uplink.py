@@ -262,8 +262,9 @@ def test_a_cut_queue_reaches_the_hub_with_its_tombstones(monkeypatch: pytest.Mon
         delivery = uplink.close("finished")
 
     rows = hub.store.metrics
-    assert len(rows) == 5000 and isinstance(rows[0], Metrics) and rows[-1].step == 29_999
-    assert hub.store.given_up == 25_000 == delivery.dropped
+    assert len(rows) in (4999, 5000)  # the mark may have come first
+    assert isinstance(rows[0], Metrics) and rows[-1].step == 29_999
+    assert hub.store.given_up == 30_000 - len(rows) == delivery.dropped
     assert delivery.delivered == 30_000 and delivery.complete
 
 

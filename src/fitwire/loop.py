@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fitwire.train import ending
 from fitwire.train.run import Run
 from fitwire.train.settings import Durability, Mode, Resume, Settings, Wire
 
@@ -32,6 +35,8 @@ def init(
 ) -> Run:
     """Start to tell of a training; returns at once, whether anybody listens or not.
 
+    In a notebook the run that an earlier call started is finished first: a cell may be run again.
+
     Arguments go before environment variables (``FITWIRE_ADDRESS``, ``FITWIRE_PROJECT``, ``FITWIRE_NAME``,
     ``FITWIRE_RUN_ID``, ``FITWIRE_MODE``, ``FITWIRE_DIR``, ``FITWIRE_LOG_LEVEL``), those before defaults.
 
@@ -39,7 +44,7 @@ def init(
         address: Of the hub; None for the user's own on this machine.
         project: What the run belongs to.
         name: For people; None for one that is made up.
-        config: What was set: names to plain values; ``run.config`` may be changed later.
+        config: What was set: names to plain values, which may be nested; ``run.config`` may be changed later.
         tags: Words to find it by.
         group: Runs that belong together, e.g. folds.
         run_id: Text of one's own; the same text goes on with the same run.
@@ -64,10 +69,24 @@ def init(
         ...     for step in range(3):
         ...         run.log({"loss": 1 / (step + 1)}, step=step)
     """
-    return Run(
-        Settings(
-            address=address, project=project, name=name, config=config, tags=tags, group=group, run_id=run_id,
-            resume=resume, mode=mode, dir=dir, durability=durability, wire=wire, wait=wait, control=control,
-            strict=strict,
-        )
+    settings = Settings(
+        address=address, project=project, name=name, config=config, tags=tags, group=group, run_id=run_id,
+        resume=resume, mode=mode, dir=dir, durability=durability, wire=wire, wait=wait, control=control, strict=strict,
     )  # fmt: skip
+    if ending.in_notebook():
+        _close_former()
+    run = Run(settings)
+    _made.add(run)
+    return run
+
+
+_made: weakref.WeakSet[Run] = weakref.WeakSet()
+"""Runs made here, as opposed to by a callback."""
+
+
+def _close_former() -> None:
+    """A cell that is run again starts its run again: the former one has ended."""
+    thread = threading.current_thread()
+    for run in ending.open_runs():
+        if run in _made and run.thread is thread:
+            run.finish()

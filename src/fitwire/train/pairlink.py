@@ -97,6 +97,8 @@ class PairUplink:
         self._closing: float | None = None
         self._complete = False
         self._thread: threading.Thread | None = None
+        # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begin the handshake; returns at once."""
@@ -107,7 +109,7 @@ class PairUplink:
         if self._closing is None:
             self._closing = time.monotonic()
         if self._thread is not None:
-            self._thread.join(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
+            self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
         return self.delivery()
 
     def delivery(self) -> Delivery:
@@ -123,13 +125,15 @@ class PairUplink:
                 self._converse(self._sender)
         except Exception as error:  # a fault of ours must not end silently, nor reach the training
             self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
-        while self._closing is None:
+        finally:
+            while self._closing is None:
+                self._take()
+                time.sleep(LOOK)
             self._take()
-            time.sleep(LOOK)
-        self._take()
-        for item in self._held:
-            if isinstance(item, Mark):
-                item.settle(delivered=False)
+            for item in self._held:
+                if isinstance(item, Mark):
+                    item.settle(delivered=False)
+            self._over.set()
 
     def _open(self) -> PairedSender | None:
         while self._closing is None:

@@ -171,6 +171,8 @@ class Uplink:
         self._shed = self._lost = 0
         self._parted = False
         self._thread: threading.Thread | None = None
+        # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begin to greet and send; returns at once."""
@@ -182,7 +184,7 @@ class Uplink:
             self._status = status
             self._closing = time.monotonic()
         if self._thread is not None:
-            self._thread.join(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
+            self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
         return self.delivery()
 
     def delivery(self) -> Delivery:
@@ -204,6 +206,7 @@ class Uplink:
                 self._discard()
                 time.sleep(LOOK)
             self._release()
+            self._over.set()
 
     def _converse(self) -> None:
         link = Dealer(self._address)
