@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fitwire.cli.faults import FAILED, INTERRUPTED
-from fitwire.cli.shared import as_json, console, json_option, run_json
+from fitwire.cli.shared import as_json, console, json_option, run_json, short_ids
 from fitwire.demo import FRAMEWORKS, OWN, Comparison, Training, await_run, choose, compare, start
 from fitwire.errors import FitwireError, WaitTimeout
 from fitwire.views.display import NAME, display, duration, number
@@ -53,7 +53,7 @@ def demo(
                 told = {"framework": chosen, "equal": result.equal, "differing": result.differing}
                 click.echo(as_json(told | {"holds": result.holds, "run": run_json(run)}))
             else:
-                _summarize(run, chosen, result, console(), kept=address is not None)
+                _summarize(run, chosen, result, console(), monitor.runs if address is not None else ())
     except KeyboardInterrupt:
         ctx.exit(INTERRUPTED)
     if not result.holds:
@@ -82,7 +82,7 @@ def _watch(training: Training, monitor: Monitor, view: str) -> WatchedRun:
     return run
 
 
-def _summarize(run: WatchedRun, framework: str, result: Comparison, out: Console, kept: bool) -> None:
+def _summarize(run: WatchedRun, framework: str, result: Comparison, out: Console, others: Sequence[WatchedRun]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bright_black", padding=(0, 3, 0, 0))
     table.add_column("per epoch")
     for name in ("first", "least", "last"):
@@ -102,8 +102,9 @@ def _summarize(run: WatchedRun, framework: str, result: Comparison, out: Console
         f"from another process ({run.badge})"
     )
     out.print(_verdict(result, framework))
-    if kept:
-        out.print(f"look again with: fitwire show {run.id[:8]}")
+    if others:
+        short = short_ids(others)[run.id]
+        out.print(f"look again with: fitwire show {short}")
 
 
 def _points(run: WatchedRun) -> int:

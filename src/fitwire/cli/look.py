@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+import heapq
+import itertools
+from collections.abc import Iterable, Mapping
 
 import click
 from rich.table import Table
@@ -17,6 +18,7 @@ from fitwire.cli.shared import (
     event_line,
     json_option,
     run_json,
+    short_ids,
     store_option,
     when,
 )
@@ -54,22 +56,24 @@ def ls(
       fitwire ls --state running
     """
     with Monitor(address, store=store, serve=False) as monitor:
-        found = [run for run in monitor.runs if project in (None, run.project) and state in (None, str(run.state))]
+        known = monitor.runs
+        found = [run for run in known if project in (None, run.project) and state in (None, str(run.state))]
         found = found if everything else found[:count]
         if as_json_:
             click.echo(as_json([run_json(run) for run in found]))
             return
         if not found:
-            asked = " of that kind" if monitor.runs else " yet: start a training with a fitwire callback"
+            asked = " of that kind" if known else " yet: start a training with a fitwire callback"
             click.echo(f"no run{asked}", err=True)
             return
         table = Table(box=None, pad_edge=False, header_style="bright_black")
         for name in ("id", "run", "project", "state", "done", "started", ""):
             table.add_column(name, no_wrap=True, justify="right" if name == "done" else "left")
+        ids = short_ids(known)
         for run in found:
             share = run.progress.fraction
             table.add_row(
-                run.id[:8], Text(display(run.name, NAME)), Text(display(run.project, 20)), state_text(run.state),
+                ids[run.id], Text(display(run.name, NAME)), Text(display(run.project, 20)), state_text(run.state),
                 "" if share is None else f"{share:.0%}", when(run.started), Text(display(run.badge, 40)),
             )  # fmt: skip
         console().print(table)
@@ -128,7 +132,7 @@ def _print_run(run: WatchedRun) -> None:
     for row in panels.rows(run):
         told = [] if row.train is None else [number(row.train)]
         told += [] if row.val is None else [f"val {number(row.val)}"]
-        told += [] if row.best is None else [f"best {number(row.best.value)} at step {row.best.step:,}"]
+        told += [] if row.best is None else [f"best {number(row.best.value)} at {row.best.where}"]
         grid.add_row(Text(display(row.label, NAME)), Text(", ".join(told)))
     if run.gauges:
         line("machine", ", ".join(f"{display(name, NAME)} {number(run.latest(name))}" for name in run.gauges))
@@ -166,18 +170,22 @@ def tail(run: str, count: int, follow: bool, address: str | None, store: str | N
     """
     with Monitor(address, store=store, serve=follow) as monitor:
         found = monitor.run(run)
-        known, seen = deque[Event](maxlen=count), 0
-        for event in found.events(follow=False):
-            known.append(event)
-            seen += 1
-
-        for event in known:
+        counted = itertools.count()
+        known = ((event.time, next(counted), event) for event in found.events(follow=False))
+        # A hub sends rows and samples by separate roads: by their times they are in order again.
+        newest = heapq.nlargest(count, known, key=lambda item: item[:2]) if count else _drained(known)
+        for _, _, event in reversed(newest):
             click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
         if not follow:
             return
-        for index, event in enumerate(found.events()):
-            if index >= seen:
-                click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
+        for event in itertools.islice(found.events(), next(counted), None):
+            click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
+
+
+def _drained(events: Iterable[object]) -> list[tuple[float, int, Event]]:
+    for _ in events:
+        pass
+    return []
 
 
 @click.command()

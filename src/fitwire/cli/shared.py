@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ __all__ = [
     "event_line",
     "json_option",
     "run_json",
+    "short_ids",
     "store_option",
     "when",
 ]
@@ -90,6 +91,16 @@ def run_json(run: WatchedRun) -> dict[str, object]:
         "host": run.host, "state": str(run.state), "reason": run.reason, "badge": run.badge, "started": run.started,
         "ranks": run.ranks, "progress": asdict(run.progress),
     }  # fmt: skip
+
+
+def short_ids(runs: Iterable[WatchedRun], least: int = 8) -> dict[str, str]:
+    """The beginning of each id that no other run's has; ids begin with the time, so neighbours share much."""
+    ids = sorted({run.id for run in runs})
+    found: dict[str, str] = {}
+    for index, one in enumerate(ids):
+        beside = ids[max(0, index - 1) : index] + ids[index + 1 : index + 2]
+        found[one] = next(one[:size] for size in range(least, 33) if not any(o.startswith(one[:size]) for o in beside))
+    return found
 
 
 def when(unix: float, now: float | None = None) -> str:

@@ -11,7 +11,7 @@ from fitwire.demo.digits import noisy_digits, options, write_history
 from fitwire.protocol.arrays import Array
 
 EPOCHS = 30
-BATCH = 8
+BATCH = 16
 
 
 class Network:

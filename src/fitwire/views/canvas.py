@@ -72,8 +72,11 @@ def _cells(dots: Array) -> Array:
     return 0x2800 + (blocks * _DOTS).sum(axis=(2, 3))
 
 
-def plot(chart: Chart, width: int, height: int) -> list[Text]:
-    """Draw a chart in exactly ``height`` lines of ``width`` cells: a title, the curves with their labels, the steps."""
+def plot(chart: Chart, width: int, height: int, colour: bool = True) -> list[Text]:
+    """Draw a chart in exactly ``height`` lines of ``width`` cells: a title, the curves with their labels, the steps.
+
+    Without colour each line ends in a letter, which the title explains.
+    """
     labels = [number(value) for value in chart.y_ticks]
     margin = max([len(label) for label in labels], default=0) + 1
     inner, tall = max(4, width - margin), max(1, height - 2)
@@ -82,15 +85,18 @@ def plot(chart: Chart, width: int, height: int) -> list[Text]:
     marks = np.zeros(inner, bool)
     for index, line in enumerate(chart.lines):
         cells = _cells(line_dots(line, chart, inner, tall))
-        grid |= cells
-        owner[cells != 0x2800] = index
+        mine = cells != 0x2800
+        grid[mine], owner[mine] = cells[mine], index
+        if not colour and mine.any():
+            column = int(np.flatnonzero(mine.any(axis=0))[-1])
+            grid[np.flatnonzero(mine[:, column])[0], column] = ord(line.role[0])
         broken = line.points.x[line.points.broken]
         left, right = chart.x
         marks[np.clip(((broken - left) / (right - left) * inner).astype(int), 0, inner - 1)] = True
     low, high = chart.y
     at = {round((tall - 1) * (1 - (value - low) / (high - low))): label
           for value, label in zip(chart.y_ticks, labels, strict=True)}  # fmt: skip
-    lines = [_title(chart, width)]
+    lines = [_title(chart, width, colour)]
     for row in range(tall):
         text = Text(f"{at.get(row, ''):>{margin - 1}}" + ("┤" if row in at else "│"), style=COLOURS["label"])
         for column in range(inner):
@@ -104,11 +110,11 @@ def plot(chart: Chart, width: int, height: int) -> list[Text]:
     return [*lines, _steps(chart, width, margin, inner)]
 
 
-def _title(chart: Chart, width: int) -> Text:
+def _title(chart: Chart, width: int, colour: bool) -> Text:
     text = Text()
     for line in chart.lines:
         text.append("  " if text else "")
-        text.append("━ ", style=COLOURS[line.role])
+        text.append("━ " if colour else f"{line.role[0]} ", style=COLOURS[line.role])
         text.append(f"{display(line.name, NAME)} {number(line.last)}")
     text.truncate(width, overflow="ellipsis")
     return text

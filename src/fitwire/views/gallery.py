@@ -16,6 +16,14 @@ __all__ = ["draw_samples"]
 
 DIM = "bright_black"
 MOST_EXAMPLES = 12
+SEVERAL = 4
+"""Examples that should fit side by side before a picture is drawn greater."""
+LOWEST = 4
+"""Lines of a picture, with which those of one role make a row; lower ones stand side by side by example."""
+SPACIOUS = 5
+"""Lines of a picture with which there is room for an empty one between two rows."""
+SMALLEST = 7
+"""Cells that a picture and the gap beside it take at least."""
 
 
 def _newest(run: WatchedRun) -> tuple[str, list[list[Tile]]]:
@@ -41,9 +49,11 @@ def draw_samples(run: WatchedRun, width: int, height: int, colour: bool) -> list
         return [Text(title, style=DIM), *(_words(one, width) for one in examples[: height - 1])]
     label = max(len(display(tile.role, 12)) for tile in examples[0]) + 1
     words = any(tile.pixels is None for tile in examples[0])
-    each = (height - 1 - words) // len(painted)
-    if each >= 4:
-        return [Text(title, style=DIM), *_stacked(examples, width, each, label, colour)]
+    room, gaps = height - 1 - words, len(painted) - 1
+    gap = room - gaps >= SPACIOUS * len(painted)
+    each = (room - gaps * gap) // len(painted)
+    if each >= LOWEST:
+        return [Text(title, style=DIM), *_stacked(examples, width, each, label, colour, gap)]
     return _abreast(title, examples, width, height - 1, colour)
 
 
@@ -53,14 +63,12 @@ def _draw(tile: Tile, width: int, height: int, colour: bool) -> list[Text]:
     return canvas.paint(tile.pixels, width, height) if colour else canvas.sketch(tile.pixels, width, height)
 
 
-def _stacked(examples: list[list[Tile]], width: int, each: int, label: int, colour: bool) -> list[Text]:
-    """A row for each role, a column for each example."""
-    drawn = [[_draw(tile, width - label, each, colour) for tile in example] for example in examples]
+def _stacked(examples: list[list[Tile]], width: int, each: int, label: int, colour: bool, gap: bool) -> list[Text]:
+    """A row for each role, a column for each example; a picture is as great as leaves room for several."""
+    wanted = min(SEVERAL, len(examples))
+    cell = max(SMALLEST, (width - label) // wanted)
+    drawn = [[_draw(tile, cell - 1, each, colour) for tile in example] for example in examples]
     cell = max(len(line) for example in drawn for picture in example for line in picture[:1]) + 1
-    # A picture too great for four examples in the width is drawn smaller.
-    if cell * min(4, len(examples)) > width - label:
-        cell = max(6, (width - label) // min(4, len(examples)))
-        drawn = [[_draw(tile, cell - 1, each, colour) for tile in example] for example in examples]
     count = max(1, (width - label) // cell)
     lines: list[Text] = []
     for place, tile in enumerate(examples[0]):
@@ -69,6 +77,8 @@ def _stacked(examples: list[list[Tile]], width: int, each: int, label: int, colo
             texts = [_short(example[place], cell - 1) for example in examples[:count]]
             lines.append(_across([display(tile.role, 12), *texts], [label, *[cell] * count]))
             continue
+        if gap and lines:
+            lines.append(Text())
         for row in range(max(map(len, pictures))):
             name = display(tile.role, 12) if row == 0 else ""
             parts = [picture[row] if row < len(picture) else Text() for picture in pictures]
@@ -80,8 +90,9 @@ def _abreast(title: str, examples: list[list[Tile]], width: int, height: int, co
     """The pictures of an example side by side, example after example, words behind."""
     blocks: list[list[Text]] = []
     sizes: list[int] = []
+    cell = max(SMALLEST, (width // 2 - 1) // sum(tile.pixels is not None for tile in examples[0]) - 1)
     for example in examples:
-        parts = [(tile.role, _draw(tile, width // 3, height, colour)) for tile in example if tile.pixels is not None]
+        parts = [(tile.role, _draw(tile, cell, height, colour)) for tile in example if tile.pixels is not None]
         widths = [len(lines[0]) + 1 for _, lines in parts]
         total = sum(widths) + 1
         if blocks and sum(sizes) + total > width:

@@ -54,6 +54,10 @@ _OWN = ("learning_rate", "perf/")
 """Metrics that fitwire adds by itself; they stand last and in no chart unless there is no other."""
 
 
+EARLY = 0.05
+ENOUGH = 20
+
+
 class HasCurves(Protocol):
     """What of a ``WatchedRun`` this module reads."""
 
@@ -93,6 +97,11 @@ class Best:
     value: float
     step: int
     epoch: int | None
+
+    @property
+    def where(self) -> str:
+        """For people, who count from 1, as Keras prints it."""
+        return f"step {self.step + 1:,}" if self.epoch is None else f"epoch {self.epoch + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ def pair_metrics(names: Iterable[str]) -> list[Pair]:
     """
     known = list(names)
     found: dict[str, _Found] = {}
-    for name in sorted(known, key=lambda name: name.startswith(_OWN)):
+    for name in sorted(known, key=_own):
         base = name
         suffix = _SUFFIX.fullmatch(name)
         # `time_per_step` alone is a name; `loss_step` beside `loss_epoch` is a half of one.
@@ -179,6 +188,10 @@ def pair_metrics(names: Iterable[str]) -> list[Pair]:
         of = found.setdefault(base if split is None else split["rest"], _Found())
         (of.val if split is not None and split["set"].lower() in _VALIDATION else of.train).append(name)
     return [pair for label, of in found.items() for pair in _pairs(label, of)]
+
+
+def _own(name: str) -> int:
+    return next((place for place, begin in enumerate(_OWN, 1) if name.startswith(begin)), 0)
 
 
 def _pairs(label: str, of: _Found) -> Iterable[Pair]:
@@ -267,8 +280,15 @@ def chart(run: HasCurves, columns: int, label: str | None = None, y_ticks: int =
         Line(curve.name, role, decimate(curve.steps, curve.values, columns, (left, right)), curve.last)
         for role, curve in curves
     )
-    y = _value_range([curve.values for _, curve in curves])
+    y = _value_range([_settled(curve, left, right) for _, curve in curves])
     return Chart(pair.label, lines, (left, right), y, ticks(left, right, x_ticks), ticks(*y, y_ticks), columns)
+
+
+def _settled(curve: Curve, left: float, right: float) -> Array:
+    """Values after the first twentieth of the way, where that leaves enough: a first loss ten times the rest would
+    flatten all that follows. Views draw what lies beyond the range along its edge; a later spike is never beyond it."""
+    later = curve.values[curve.steps > left + EARLY * (right - left)]
+    return later if np.isfinite(later).sum() >= ENOUGH else curve.values
 
 
 def _value_range(values: Sequence[Array]) -> tuple[float, float]:

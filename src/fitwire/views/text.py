@@ -32,6 +32,7 @@ SHARE = 4.0
 IDLE = 1.0
 """Seconds after which it is looked at whether the terminal has another size."""
 MOST_RUNS = 10
+MOST_BODY = 14
 
 _LOOKS = {
     State.WAITING: ("○", "blue"),
@@ -68,7 +69,7 @@ def how_far(progress: Progress, ended: bool) -> str:
         parts.append(f"step {done:,}/{progress.steps:,}" if progress.steps else f"step {done:,}")
     if progress.pace:
         slow = progress.pace >= 1
-        parts.append(f"{number(progress.pace if slow else progress.pace * 1000)} {'s' if slow else 'ms'}/step")
+        parts.append(f"{progress.pace if slow else progress.pace * 1000:.3g} {'s' if slow else 'ms'}/step")
     if ended:
         parts.append(f"took {duration(progress.elapsed)}")
     elif progress.eta is not None:
@@ -104,7 +105,7 @@ def _bar(run: WatchedRun, width: int) -> RenderableType:
 
 def _table(rows: Sequence[panels.Row], height: int, width: int) -> Table:
     paired = any(row.val is not None for row in rows)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=_DIM, width=width)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style=_DIM, width=width)
     table.add_column("metric", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
     for name in ("train", "val") if paired else ("now",):
         table.add_column(name, justify="right", no_wrap=True)
@@ -122,25 +123,24 @@ def _table(rows: Sequence[panels.Row], height: int, width: int) -> Table:
 def _best(best: panels.Best | None) -> Text:
     if best is None:
         return Text("")
-    where = f"step {best.step + 1:,}" if best.epoch is None else f"epoch {best.epoch + 1}"
-    return Text.assemble(number(best.value), (f" {where}", _DIM))
+    return Text.assemble(number(best.value), (f" {best.where}", _DIM))
 
 
-def _body(run: WatchedRun, width: int, height: int) -> RenderableType:
+def _body(run: WatchedRun, width: int, height: int, colour: bool) -> RenderableType:
     """The table and, beside it, as many charts as fit."""
     rows = panels.rows(run)
     if not rows:
         return Text("no metrics yet", style=_DIM)
-    left = width if width < 64 else min(46, width // 2 - 1)
+    left = width if width < 64 else max(44, min(52, width // 2 - 1))
     room = width - left
-    count = min(2, room // 36) if room else 0
+    count = min(2, room // 34) if room else 0
     labels = _charted([row.label for row in rows])[:count]
     each = room // max(1, len(labels)) - 1
     charts = [
         chart for label in labels if (chart := panels.chart(run, 2 * each, label, max(2, height // 3))) is not None
     ]
     grid = Table.grid(padding=(0, 1, 0, 0))
-    drawn = [Group(*canvas.plot(chart, each, height)) for chart in charts]
+    drawn = [Group(*canvas.plot(chart, each, height, colour)) for chart in charts]
     grid.add_row(_table(rows, height, left), *drawn)
     return grid
 
@@ -191,15 +191,13 @@ def draw_run(run: WatchedRun, width: int, height: int, colour: bool = True) -> l
     left -= len(ending)
     if left < 4:
         return parts
-    notes = _notes(run, 3 if left > 20 else 1 if left > 8 else 0)
+    notes = _notes(run, 3 if left > 20 else 1 if left > 16 else 0)
     left -= len(notes)
-    needed = len(panels.pair_metrics(run.metrics)) + 1
-    body = min(left, max(needed, 6, min(12, left // 2)) if run.sample_names else max(needed, min(14, left)))
-    if run.sample_names and left - body < 5:
-        body = max(5, left - 5)
-    parts.append(_body(run, width, body))
-    left -= body
-    parts += draw_samples(run, width, left, colour)
+    # Curves and the table take what the pictures leave, and want no more than is useful.
+    needed = 8 if height > 20 else 6
+    samples = draw_samples(run, width, left - needed, colour)
+    parts.append(_body(run, width, min(MOST_BODY, left - len(samples)), colour))
+    parts += samples
     return [*parts, *notes]
 
 
