@@ -6,6 +6,7 @@ Run as a script it is a process of its own: ``message_end.py KIND ROLE SEND_PORT
 from __future__ import annotations
 
 import json
+import select
 import sys
 import time
 from typing import Any
@@ -144,6 +145,8 @@ def main(kind: str, role: str, send_port: int, rec_port: int, plan: str) -> None
     _say("up")
     if role == "receive":
         _say(end.receive_handshake(30))
+        while plan == "handshake only" and not select.select([sys.stdin], [], [], 0)[0]:
+            end.check_message(20)  # the original answers only while it looks
         messages: list[dict[str, Any]] = []
         while plan == "all" and not (messages and "end" in messages[-1]):
             message = end.check_message(1000)

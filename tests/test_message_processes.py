@@ -116,6 +116,7 @@ def test_an_original_receiver_gets_everything_from_ours(
         sender.setup()
         children.append(first := Child("seed", "receive", ports, "handshake only"))
         assert sender.send_handshake() is True
+        first.say("enough")
         first.end()
         until(lambda: not sender.has_peer)
     children.append(receiver := Child("seed", "receive", ports))

@@ -14,8 +14,9 @@ REQUEST, REPLY = "handshake request", "handshake reply"
 
 ASK_SECONDS = 0.1
 """Between two requests, as the original; its first reply may leave before its socket knows that we listen."""
-SETTLE_SECONDS = 0.02
-"""From the connection of the other end's replies until its socket surely knows that we subscribe: a round trip."""
+SETTLE_SECONDS = 0.04
+"""From the connection of the other end's replies until its socket surely knows that we subscribe: a round trip, on a
+machine where every thread has to wait for its turn."""
 LINK_SECONDS = 0.5
 """How long a request waits for that connection; a peer may be made so that it connects only once it is asked."""
 MAX_ID = 64
