@@ -11,7 +11,7 @@ from typing import Any
 from fitwire.events import Dropped, EpochEnded, Event, MetricRows, Metrics, RunEnded, RunStarted, decode_events, explode
 from fitwire.protocol.blocks import BULK, RECORDS, Identity, Kind, Message, decode_message
 from fitwire.protocol.sink import Sink
-from fitwire.transport.address import Address, default_address, resolve
+from fitwire.transport.address import Address, resolve
 from fitwire.transport.zmq import Router
 
 GUARD = 60.0
@@ -81,13 +81,13 @@ class TinyHub:
     """Listens from birth until :meth:`kill`.
 
     Args:
-        address: Where; None for the default.
+        address: Where; None for the default, or the environment's.
         store: What an earlier one had; None to begin anew.
         pause: Seconds to sleep after each block, to be slow.
     """
 
     def __init__(self, address: Address | str | None = None, store: Store | None = None, pause: float = 0.0) -> None:
-        self.address = resolve(address) if isinstance(address, str) else address or default_address()
+        self.address = resolve(address)
         self.store = Store() if store is None else store
         self.hellos: list[dict[str, Any]] = []
         self.sinks: dict[Identity, Sink] = {}

@@ -6,6 +6,7 @@ framework and no metric.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
@@ -162,7 +163,8 @@ class Uplink:
         self.greeted = threading.Event()
         self.place = address.text
         self.backlog = MemoryBacklog() if backlog is None else backlog
-        self.source = Source(sender, hello, self.backlog)
+        chance = random.Random()  # of our own: drawing from the user's would change their training
+        self.source = Source(sender, hello, self.backlog, chance.random)
         self._packer = Packer(sender, self.backlog.append, lambda what, why: warn(f"refused {what}", f"{what}: {why}"))
         self._address, self._warn = address, warn
         self._closing: float | None = None
