@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from fitwire.errors import AddressError, StoreError
-from fitwire.transport.address import MAX_IPC_PATH, TCP_PORT, Address, data_folder, default_address, resolve
+from fitwire.transport.address import (
+    MAX_IPC_PATH,
+    TCP_PORT,
+    Address,
+    data_folder,
+    default_address,
+    is_listened_at,
+    resolve,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +112,11 @@ def test_a_chosen_folder_that_is_there_keeps_its_mode(fitwire_dir: Path, monkeyp
     shared.mkdir()
     shared.chmod(0o755)
     monkeypatch.setenv("FITWIRE_DIR", str(shared))
-    socket = default_address().path
+    hub = default_address().path
 
     assert data_folder() == shared
     assert shared.stat().st_mode & 0o777 == 0o755
-    assert socket is not None and socket.parent.stat().st_mode & 0o777 == 0o700
+    assert hub is not None and hub.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_folder_given_goes_before_the_environment(fitwire_dir: Path) -> None:
@@ -173,6 +182,19 @@ def test_the_longest_allowed_path_really_works(fitwire_dir: Path) -> None:
     room = MAX_IPC_PATH - len(os.fsencode(fitwire_dir)) - 1
     router = Router(resolve(str(fitwire_dir / ("x" * room))))
     router.close()
+
+
+def test_a_socket_is_listened_at_only_while_somebody_answers(fitwire_dir: Path) -> None:
+    """Neither a path without a file, nor a file that a dead hub left."""
+    path = fitwire_dir / "hub"
+    assert not is_listened_at(path)
+    with socket.socket(socket.AF_UNIX) as hub:
+        hub.bind(str(path))
+        hub.listen()
+        assert is_listened_at(path)
+
+    assert path.exists()
+    assert not is_listened_at(path)
 
 
 def test_a_folder_is_no_address(fitwire_dir: Path) -> None:

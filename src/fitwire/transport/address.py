@@ -17,7 +17,7 @@ from pathlib import Path
 from fitwire.errors import AddressError, StoreError
 from fitwire.transport.process import private_folder
 
-__all__ = ["Address", "data_folder", "default_address", "resolve"]
+__all__ = ["Address", "data_folder", "default_address", "is_listened_at", "resolve"]
 
 MAX_IPC_PATH = 107
 """Bytes of a Unix socket's path, the system's limit without the closing zero."""
@@ -106,6 +106,17 @@ def _ipc(path: Path) -> Address:
     if path.is_dir():
         raise AddressError(f"{path} is a folder: name a file in it, e.g. ipc://{path / 'hub'}")
     return Address(f"ipc://{path}", path, local=True)
+
+
+def is_listened_at(path: Path) -> bool:
+    """Whether somebody answers at a Unix socket: a hub, or what forwards to one on another machine."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:
