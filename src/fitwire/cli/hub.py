@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import platform
 import signal
-import socket
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -62,7 +62,7 @@ def _greeting(place: Address, running: Hub, own: bool) -> Iterator[str]:
     yield f"hub at {place}, keeping runs in {running.store_path}"
     yield f"watch it here with: fitwire watch{'' if own else f' {place.path or place.text}'}"
     if place.path is not None:
-        here = socket.gethostname()
+        here = platform.node()
         yield f"or from elsewhere: ssh -N -L /tmp/fitwire.sock:{place.path} {here} and fitwire watch /tmp/fitwire.sock"
     yield "Ctrl-C ends it; what it has stays in its store"
 
