@@ -232,8 +232,9 @@ class ZMQProgress(Callback):
 
     Example:
         >>> import lightning.pytorch
-        >>> callback = ZMQProgress(project="digits", sample_freq=200, samples=torch.zeros(8, 1, 28, 28))
-        >>> trainer = lightning.pytorch.Trainer(callbacks=[callback])
+        >>> callback = ZMQProgress(project="digits", samples=torch.zeros(8, 1, 28, 28), sample_freq=200)
+        >>> callback.run is None  # until Trainer(callbacks=[callback]).fit(...)
+        True
     """
 
     def __init__(
