@@ -67,6 +67,18 @@ class Own(keras.Model):
         return (logs, made[1]) if BACKEND == "jax" else logs
 
 
+class Normed(keras.Model):
+    """Sub-classed, with a normalisation that can be told not to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = keras.layers.BatchNormalization()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(self.norm(x))
+
+
 def two_headed() -> keras.Model:
     """Two named inputs, two named outputs, metrics of each."""
     keras.utils.set_random_seed(3)

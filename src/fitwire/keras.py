@@ -367,15 +367,25 @@ def _state_kept(model: Any) -> Generator[None]:
     store, key = cast(Any, global_state), "global_seed_generator"
     seeds = store.get_global_attribute(key)
     random = [] if seeds is None else [seeds.state]
-    variables = {id(v): v for v in (*model.non_trainable_variables, *model.metrics_variables, *random)}.values()
-    before = [as_array(variable.value) for variable in variables]
+    states = {id(v): v for v in (*model.non_trainable_variables, *model.metrics_variables, *random)}.values()
+    before = [as_array(variable.value) for variable in states]
     try:
         yield
     finally:
         store.set_global_attribute(key, seeds)  # made on its first use, from Python's random numbers
-        for variable, old in zip(variables, before, strict=True):
+        for variable, old in zip(states, before, strict=True):
             if as_array(variable.value).tobytes() != old.tobytes():
                 variable.assign(old)
+        if hasattr(model, "_jax_state_synced"):
+            # predict() leaves nothing here. Fit then takes the state off the model for a batch that never comes, when
+            # the data end where nobody knew, and has no other place to bring it back from: the weights would be gone.
+            whole = {
+                "trainable_variables": model.trainable_variables,
+                "non_trainable_variables": model.non_trainable_variables,
+                "optimizer_variables": model.optimizer.variables,
+                "metrics_variables": model.metrics_variables,
+            }
+            model._jax_state = {kind: [v.value for v in variables] for kind, variables in whole.items()}
 
 
 def _found(look: Callable[[Any], Any], model: Any) -> Any:
