@@ -127,13 +127,17 @@ class PairUplink:
             self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
         finally:
             while self._closing is None:
-                self._take()
+                self._give_up()
                 time.sleep(LOOK)
-            self._take()
-            for item in self._held:
-                if isinstance(item, Mark):
-                    item.settle(delivered=False)
+            self._give_up()
             self._over.set()
+
+    def _give_up(self) -> None:
+        """Nothing is sent any more: hold what comes within the bound, and let nobody wait."""
+        self._take()
+        for item in self._held:
+            if isinstance(item, Mark):
+                item.settle(delivered=False)
 
     def _open(self) -> PairedSender | None:
         while self._closing is None:
@@ -239,7 +243,8 @@ class PairUplink:
         elif isinstance(record, Sample):
             for role, array in record.arrays.items():
                 header = self._message("sample", record.step, record.epoch) | {"name": record.name, "role": role}
-                yield header, array if array.dtype.isbuiltin else array.astype(np.float32)
+                # A small float of another package than numpy (isbuiltin 2) has no name that the seed could read.
+                yield header, array.astype(np.float32) if array.dtype.isbuiltin == 2 else array
         elif isinstance(record, RunEnded):
             ended = {"status": record.status, "reason": record.reason}
             yield self._message("train_end", record.step, logs=self._last) | ended, None
