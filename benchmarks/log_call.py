@@ -1,9 +1,9 @@
 """What does one ``log`` of four floats cost the training thread?
 
 Side by side in one run, with nobody listening to fitwire: an empty function, ``run.log``, and the seed's way (a PUB
-socket's ``send_json`` to a receiver in another process). In a tight loop (``tight_p50`` of single calls, the clock's
-own cost, which is what the empty function shows, included; ``tight_mean`` with all that other threads take meanwhile)
-and paced at 1 kHz, where caches are cold as between training steps. Prints one JSON line, times in µs; trust the ratios.
+socket's ``send_json`` to a receiver in another process). In a tight loop (``tight_p50`` of single calls, the clock's own
+cost, which is what the empty function shows, included; ``tight_mean`` with all that other threads take meanwhile), and
+paced at 1 kHz, where caches are cold as between training steps. Prints one JSON line, times in µs; trust the ratios.
 """
 
 from __future__ import annotations
@@ -102,9 +102,8 @@ def main() -> None:
     context.destroy(linger=0)
     result = {name: {**loops[name], **quantiles(in_turn[name])} for name in calls}
     share = result["fitwire"]["p50"] / result["seed"]["p50"]
-    print(
-        json.dumps({"benchmark": "log_call", "unit": "µs", "paced": "1 kHz", **result, "of_the_seed": round(share, 3)})
-    )
+    found = {"benchmark": "log_call", "unit": "µs", "paced": "1 kHz", **result, "of_the_seed": round(share, 3)}
+    print(json.dumps(found, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What of fitwire runs on the training thread, batch by batch?
 
-Trains a small model by hand in numpy, logs four floats a batch, takes a sample every 100, with a hub's place empty. Once
-under ``sys.setprofile``, which sees every call of Python and C on this thread, for the functions of fitwire and how often
-each is called in a batch; once under cProfile, for what they cost. The same for the I/O thread is not printed: the point
-is that it is another thread. Prints a table to stderr and one JSON line.
+Trains a small model by hand in numpy and logs four floats a batch, with nobody listening. Once under ``sys.setprofile``,
+which sees every call of Python and C on this thread: which functions of fitwire, and how often in a batch. Once under
+cProfile, for what they cost. Then a few samples, for what those bring. The I/O thread is not looked at: the point is that
+it is another thread. Prints a table to stderr and one JSON line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 import fitwire
 
-BATCHES, EVERY = 2000, 100
+BATCHES, SAMPLES = 2000, 100
 PACKAGE = str(Path(fitwire.__file__).parent)
 
 
@@ -72,7 +72,7 @@ def seen(training: Training) -> dict[str, float]:
 
 
 def cost(training: Training) -> tuple[dict[str, float], float]:
-    """µs a batch, callees included and with cProfile's own overhead, of fitwire's functions; and of all of the batch."""
+    """µs a batch of fitwire's functions, callees and cProfile's own overhead included; and of the whole batch."""
     profile = cProfile.Profile()
     profile.enable()
     for _ in range(BATCHES):
@@ -88,7 +88,7 @@ def cost(training: Training) -> tuple[dict[str, float], float]:
 
 
 def sampled(training: Training) -> dict[str, float]:
-    """The same with a sample, calls each: what only they bring."""
+    """Calls of fitwire's functions for one sample."""
     found: Counter[str] = Counter()
 
     def hook(frame: FrameType, event: str, argument: Any) -> None:
@@ -97,10 +97,10 @@ def sampled(training: Training) -> dict[str, float]:
 
     image = np.zeros((8, 28, 28), np.float32)
     sys.setprofile(hook)
-    for _ in range(EVERY):
+    for _ in range(SAMPLES):
         training.run.sample("masks", image=image, prediction=image)
     sys.setprofile(None)
-    return {name: count / EVERY for name, count in found.items()}
+    return {name: count / SAMPLES for name, count in found.items()}
 
 
 def main() -> None:
@@ -118,11 +118,8 @@ def main() -> None:
         spent = micros.get(name.replace("Run.", ""))
         print(f"{name:52} {count:11.3f}  {'' if spent is None else f'{spent:8.2f}'}", file=sys.stderr)
     print(f"a whole batch, profiled: {total:.1f} µs; a sample calls {sum(samples.values()):.0f} more", file=sys.stderr)
-    print(
-        json.dumps(
-            {"benchmark": "profile_training", "calls_per_batch": calls, "us_per_batch": micros, "batch_us": total}
-        )
-    )
+    found = {"benchmark": "profile_training", "calls_per_batch": calls, "µs_per_batch": micros, "batch_µs": total}
+    print(json.dumps(found, ensure_ascii=False))
 
 
 if __name__ == "__main__":
