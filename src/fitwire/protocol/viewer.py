@@ -15,12 +15,15 @@ from typing import Any
 
 from fitwire.errors import DecodeError
 from fitwire.protocol.blocks import VERSION, Buffer, Kind, Message, decode_message, encode_message
+from fitwire.protocol.lane import NEVER
 from fitwire.protocol.source import GREETINGS
 
 __all__ = ["Asked", "Viewer"]
 
 AGAIN = 6.0
 """Seconds without an answer after which a question is asked again; hubs hold one for two at most."""
+MAX_BLOCKS = 20_000
+"""In one answer; a hub sends fewer than half."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +34,7 @@ class Asked:
         kind: ``RUNS`` or ``FETCH``.
         body: Its fields.
         number: Tells answers apart.
+        buffers: What is too long for the body.
         blocks: Blocks that came for it, as messages.
         answer: The closing message; None while it is open.
     """
@@ -38,9 +42,10 @@ class Asked:
     kind: Kind
     body: dict[str, Any]
     number: int
+    buffers: tuple[Buffer, ...] = ()
     blocks: list[Message] = field(default_factory=list[Message])
     answer: Message | None = None
-    sent: float = -1e9
+    sent: float = NEVER
 
 
 class Viewer:
@@ -71,16 +76,21 @@ class Viewer:
         self.joined = False
         self._next_hello, self._pause = now, GREETINGS[0]
         for asked in self._open.values():
-            asked.sent = -1e9
+            asked.sent = NEVER
             asked.blocks.clear()
 
     def disconnected(self) -> None:
         """The transport is down."""
         self.joined = False
 
-    def ask(self, kind: Kind, body: dict[str, Any]) -> Asked:
-        """Ask; the answer comes out of :meth:`answered`."""
-        asked = Asked(kind, body, next(self._numbers))
+    def ask(self, kind: Kind, body: dict[str, Any], *buffers: Buffer) -> Asked:
+        """Ask; the answer comes out of :meth:`answered`.
+
+        Raises:
+            EncodeError: It cannot be sent; nothing was asked.
+        """
+        asked = Asked(kind, body, next(self._numbers), buffers)
+        self._encode(asked)
         self._open[asked.number] = asked
         return asked
 
@@ -102,7 +112,8 @@ class Viewer:
         elif message.kind in (Kind.BLOCK, Kind.GAP):
             # Blocks stand before the answer that they belong to, and name their run.
             for asked in self._open.values():
-                if asked.body.get("run") == message.sender.run.hex() and "piece" not in asked.body:
+                mine = asked.body.get("run") == message.sender.run.hex() and "piece" not in asked.body
+                if mine and len(asked.blocks) < MAX_BLOCKS:
                     asked.blocks.append(message)
         elif message.kind in (Kind.ACK, Kind.RUNS, Kind.ERROR):
             number = message.body.get("id")
@@ -121,8 +132,12 @@ class Viewer:
                 body: dict[str, Any] = {"versions": [VERSION], "role": "viewer", "nonce": self._nonce}
                 yield encode_message(Message(Kind.HELLO, body=body))
             return
-        for asked in self._open.values():
+        for asked in list(self._open.values()):
             if now - asked.sent >= AGAIN:
                 asked.sent = now
                 asked.blocks.clear()
-                yield encode_message(Message(asked.kind, body={"id": asked.number, **asked.body}))
+                yield self._encode(asked)
+
+    def _encode(self, asked: Asked) -> list[Buffer]:
+        body = {"id": asked.number, **asked.body}
+        return encode_message(Message(asked.kind, body=body, buffers=asked.buffers))

@@ -9,7 +9,9 @@ replaces are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -31,15 +33,21 @@ from fitwire.events import (
     explode,
 )
 from fitwire.protocol.arrays import Array
-from fitwire.protocol.blocks import BULK, Message
+from fitwire.protocol.blocks import BULK, RECORDS, Message
 from fitwire.watch.series import PERS, Columns, Curve
 from fitwire.watch.states import Pace
 from fitwire.watch.store import SampleRef
 
-__all__ = ["History", "SourceHistory", "SourceKey", "Span", "explode_span", "sample_ref"]
+__all__ = ["History", "Said", "SourceHistory", "SourceKey", "Span", "explode_span", "sample_ref"]
 
 MAX_LINES = 10_000
 """Notes and alerts kept in memory of one run; the store has all."""
+SPAN_ROWS = 4096
+"""Rows that one :class:`Span` may grow to: a block each 20 ms would otherwise weigh more than what it says."""
+SAME_START = 60
+"""Seconds within which the ranks of one start begin, each taking its own clock's second for its incarnation."""
+MAX_KINDS = 16
+"""Kinds of records that may be told of as given up; there are three."""
 
 SourceKey = tuple[int, int]
 """(incarnation, rank)"""
@@ -55,9 +63,35 @@ class Span:
     rank: int
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One thing that was told, and its place.
+
+    Attributes:
+        key: Who said it.
+        lane: 0 for records, 1 for samples.
+        last: Its sequence number; of a span, that of the last row.
+        what: Rows, an event, or a sample without its arrays.
+    """
+
+    key: SourceKey
+    lane: int
+    last: int
+    what: Span | Event | SampleRef
+
+
 @dataclass(slots=True)
 class SourceHistory:
-    """What one rank of one incarnation has told."""
+    """What one rank of one incarnation has told.
+
+    Attributes:
+        heads: Per lane, the highest sequence number.
+        columns: Rows by what they are per, and the names of their set.
+        first_step: By what rows are per, the least step.
+        spoke: Grows with all but the machine's load, which goes on when the training hangs.
+        told: Whether a batch or an epoch was told of.
+        dropped: Records that were given up, by kind.
+    """
 
     heads: list[int] = field(default_factory=lambda: [0, 0])
     columns: dict[tuple[Per, tuple[str, ...]], Columns] = field(default_factory=dict[Any, Columns])
@@ -65,6 +99,7 @@ class SourceHistory:
     started: RunStarted | None = None
     ended: RunEnded | None = None
     pace: Pace = field(default_factory=Pace)
+    spoke: int = 0
     told: bool = False
     dropped: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -83,93 +118,102 @@ class History:
 
     Attributes:
         revision: Grows with every block.
-        said: Everything in order: spans of metric rows, events, and samples as references.
+        said: Everything in order. Only the last may still change: rows that follow rows of the same set join them.
         lines: Notes and alerts, oldest first.
         samples: References by sample name, oldest first.
+        ranks: Ranks that ever spoke, lowest first.
+        late: Those of them that belong to the newest start; a job may come back with fewer.
     """
 
     def __init__(self, run: bytes) -> None:
         self.run = run
         self.revision = 0
-        self.said: list[Span | Event | SampleRef] = []
+        self.said: list[Said] = []
         self.lines: list[Log | Alert] = []
         self.samples: dict[str, list[SampleRef]] = {}
+        self.ranks: list[int] = []
+        self.late: list[int] = []
         self._sources: dict[SourceKey, SourceHistory] = {}
+        self._lives: dict[int, list[int]] = {}
         self._described: dict[str, dict[str, Any]] = {"config": {}, "summary": {}, "info": {}}
-        self._metrics: dict[str, Per] = {}
+        self._metrics: dict[str, None] = {}
         self._gauges: dict[str, None] = {}
 
     # -- building
 
-    def add(self, message: Message, count: int) -> list[SampleRef]:
-        """Take a stored block (or gap) of ``count`` records; returns the samples it held.
+    def add(self, message: Message, count: int) -> None:
+        """Take a stored block (or gap) of ``count`` records; one that is already here changes nothing.
 
-        A block that is already here changes nothing.
+        Metrics and events are told on one lane, samples on the other; what stands on the wrong one is passed over.
 
         Raises:
             DecodeError: A record in it breaks the rules; those before it were taken.
         """
-        key = (message.sender.incarnation, message.sender.rank)
+        key, lane = (message.sender.incarnation, message.sender.rank), message.lane
         source = self._source(key)
-        if message.seq <= source.heads[message.lane]:
-            return []
-        source.heads[message.lane] = message.seq + count - 1
+        if message.seq <= source.heads[lane]:
+            return
+        source.heads[lane] = message.seq + count - 1
         self.revision += 1
-        found: list[SampleRef] = []
         for seq, event in decode_events(message, arrays=False):
             if isinstance(event, MetricRows):
-                self._add_rows(source, event, seq)
+                if lane == RECORDS:
+                    self._add_rows(source, key, event, seq)
             elif isinstance(event, Sample):
-                found.append(sample_ref(key[0], seq, event))
-            else:
+                if lane == BULK:
+                    self._add_sample(sample_ref(key[0], seq, event))
+            elif lane == RECORDS or isinstance(event, Dropped):
+                self.said.append(Said(key, lane, seq, event))
                 self._add_event(source, key, event)
-        for ref in found:
-            self._add_sample(ref)
-        return found
+            source.spoke += not (isinstance(event, MetricRows) and event.per == "time")
 
     def add_sample(self, ref: SampleRef) -> None:
         """Take a sample from the store's index, or from another hub's."""
         source = self._source((ref.incarnation, ref.rank))
         if ref.seq > source.heads[BULK]:
             source.heads[BULK] = ref.seq
+            source.spoke += 1
             self.revision += 1
             self._add_sample(ref)
 
     def _source(self, key: SourceKey) -> SourceHistory:
-        return self._sources.setdefault(key, SourceHistory())
+        source = self._sources.get(key)
+        if source is None:
+            source = self._sources[key] = SourceHistory()
+            bisect.insort(self._lives.setdefault(key[1], []), key[0])
+            self.ranks = sorted(self._lives)
+            restart = max((lives[-1] for lives in self._lives.values() if len(lives) > 1), default=0)
+            self.late = [rank for rank in self.ranks if self._lives[rank][-1] > restart - SAME_START]
+        return source
 
     def _add_sample(self, ref: SampleRef) -> None:
         self.samples.setdefault(ref.name, []).append(ref)
-        self.said.append(ref)
+        self.said.append(Said((ref.incarnation, ref.rank), BULK, ref.seq, ref))
 
-    def _add_rows(self, source: SourceHistory, rows: MetricRows, seq: int) -> None:
-        key = (rows.per, rows.names)
-        columns = source.columns.get(key)
+    def _add_rows(self, source: SourceHistory, key: SourceKey, rows: MetricRows, seq: int) -> None:
+        columns = source.columns.get((rows.per, rows.names))
         if columns is None:
-            columns = source.columns[key] = Columns(rows.names, rows.per)
-            for name in rows.names:
-                (self._gauges if rows.per == "time" else self._metrics).setdefault(name, cast(Any, rows.per))
+            columns = source.columns[rows.per, rows.names] = Columns(rows.names, rows.per)
+            names = self._gauges if rows.per == "time" else self._metrics
+            names.update(dict.fromkeys(rows.names))
         start = len(columns)
         columns.append(rows.columns, seq)
-        self.said.append(Span(columns, start, len(columns), rows.rank))
-        steps, epochs, batches, times = rows.columns[:4]
-        least = int(steps.min())
+        self._say_rows(key, columns, start, seq + len(rows) - 1)
+        least = int(rows.columns[0].min())
         source.first_step[rows.per] = min(least, source.first_step.get(rows.per, least))
-        if rows.per == "time":
-            return
-        source.told = True
-        pace = source.pace
-        if rows.per == "epoch":
-            pace.epochs_done = max(pace.epochs_done, int(np.nanmax(epochs, initial=-1)) + 1)
-        gap = float(np.diff(times).max(initial=0.0))
-        epoch, batch = float(epochs[-1]), float(batches[-1])
-        pace.told(
-            float(times[-1]), int(steps[-1]),
-            None if epoch != epoch else int(epoch), None if batch != batch else int(batch), gap,
-        )  # fmt: skip
+        if rows.per != "time":
+            source.told = True
+            _keep_pace(source.pace, rows)
+
+    def _say_rows(self, key: SourceKey, columns: Columns, start: int, last: int) -> None:
+        if self.said:
+            former = self.said[-1].what
+            if isinstance(former, Span) and former.columns is columns and len(columns) - former.start <= SPAN_ROWS:
+                self.said.pop()
+                start = former.start
+        self.said.append(Said(key, RECORDS, last, Span(columns, start, len(columns), key[1])))
 
     def _add_event(self, source: SourceHistory, key: SourceKey, event: Event) -> None:
-        self.said.append(event)
         if isinstance(event, RunStarted):
             source.started = event
             # Rank 0 speaks for the run; the others may only add.
@@ -177,7 +221,7 @@ class History:
                 self._described["config"] |= event.config
                 self._described["info"] |= event.info
         elif isinstance(event, Described):
-            if key[1] == min(rank for _, rank in self._sources):
+            if key[1] == self.ranks[0]:
                 self._described[event.what] |= event.values
         elif isinstance(event, RunEnded):
             source.ended = event
@@ -185,7 +229,8 @@ class History:
             self.lines.append(event)
             del self.lines[:-MAX_LINES]
         elif isinstance(event, Dropped):
-            source.dropped[event.what] = source.dropped.get(event.what, 0) + event.count
+            what = event.what[:40] if event.what in source.dropped or len(source.dropped) < MAX_KINDS else "records"
+            source.dropped[what] = source.dropped.get(what, 0) + max(0, event.count)
 
     # -- asking
 
@@ -194,31 +239,33 @@ class History:
         """Per source, the highest sequence number of each lane."""
         return {key: list(source.heads) for key, source in self._sources.items()}
 
-    @property
-    def ranks(self) -> list[int]:
-        """Ranks that ever spoke."""
-        return sorted({rank for _, rank in self._sources})
-
-    @property
-    def incarnation(self) -> int:
-        """The newest process life; 0 when nobody has spoken."""
-        return max((incarnation for incarnation, _ in self._sources), default=0)
+    def head(self, key: SourceKey) -> list[int]:
+        """Per lane, the highest sequence number of a source; zeros when it has not spoken."""
+        source = self._sources.get(key)
+        return [0, 0] if source is None else source.heads
 
     @property
     def started(self) -> RunStarted | None:
         """How the run said it began: by its lowest rank, newest incarnation."""
-        told = [(rank, -number) for (number, rank), s in self._sources.items() if s.started is not None]
-        return self._sources[-min(told)[1], min(told)[0]].started if told else None
+        for rank in self.late + self.ranks:
+            for number in reversed(self._lives[rank]):
+                started = self._sources[number, rank].started
+                if started is not None:
+                    return started
+        return None
 
     @property
     def first_time(self) -> float:
         """Unix seconds at which its first incarnation began; 0 when unknown."""
         return min((s.started.time for s in self._sources.values() if s.started is not None), default=0.0)
 
+    def incarnation(self, rank: int) -> int:
+        """The newest process life of a rank; 0 when it has not spoken."""
+        return self._lives[rank][-1] if rank in self._lives else 0
+
     def current(self, rank: int) -> SourceHistory | None:
         """The newest incarnation of a rank."""
-        numbers = [number for number, of in self._sources if of == rank]
-        return self._sources[max(numbers), rank] if numbers else None
+        return self._sources.get((self.incarnation(rank), rank))
 
     def described(self, what: str) -> dict[str, Any]:
         """``"config"``, ``"summary"`` or ``"info"``, as last told."""
@@ -236,8 +283,8 @@ class History:
 
     @property
     def ended(self) -> RunEnded | None:
-        """How the run ended, by its newest incarnation; a failure of any rank goes before the rest."""
-        ends = [s.ended for (number, _), s in self._sources.items() if number == self.incarnation and s.ended]
+        """How the run ended, by its newest start; a failure of any rank goes before the rest."""
+        ends = [s.ended for rank in self.late if (s := self.current(rank)) is not None and s.ended is not None]
         return min(ends, key=lambda end: (end.status != "failed", end.status != "interrupted", end.rank), default=None)
 
     @property
@@ -269,16 +316,16 @@ class History:
     def _resolve(self, name: str, per: str) -> Per:
         if per != "auto":
             return cast(Per, per)
-        kinds = {key[0] for source in self._sources.values() for key in source.columns if name in key[1]}
+        kinds = {c.per for source in self._sources.values() for c in source.columns.values() if name in c}
         found: list[Per] = [kind for kind in PERS if kind in kinds]
         return found[0] if found else "batch"
 
     def _pieces(self, name: str, per: Per, rank: int) -> Iterator[Array]:
         """Rows of one rank by incarnation, oldest first; what a later one took up again is left out."""
-        numbers = sorted(number for number, of in self._sources if of == rank)
+        numbers = self._lives.get(rank, [])
         for index, number in enumerate(numbers):
             source = self._sources[number, rank]
-            found = [c.of(name) for (kind, names), c in source.columns.items() if kind == per and name in names]
+            found = [c.of(name) for c in source.columns.values() if c.per == per and name in c]
             if not found:
                 continue
             rows = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
@@ -295,15 +342,50 @@ class History:
         """The newest value of a metric, by the lowest rank that has it; NaN when there is none."""
         for (_, _), source in sorted(self._sources.items(), key=lambda item: (-item[0][0], item[0][1])):
             # Batch values are newer than those of the last epoch, which bear the same name in Keras.
-            told = [c.newest(name) for (kind, names), c in source.columns.items() if name in names and kind != "epoch"]
-            told = told or [c.newest(name) for (_, names), c in source.columns.items() if name in names]
+            having = [c for c in source.columns.values() if name in c]
+            told = [c.newest(name) for c in having if c.per != "epoch"] or [c.newest(name) for c in having]
             if told:
-                return max(told)[1]
+                return max(told, key=operator.itemgetter(0))[1]
         return float("nan")
 
+    def first_met(self, name: str, met: Callable[[Array], float | None], looked: dict[Columns, int]) -> float | None:
+        """The first value of a metric that ``met`` finds among those told since the last look; None when none does.
 
-def explode_span(span: Span) -> Iterator[Event]:
-    """The rows of a span one by one, as events."""
-    yield from explode(
-        MetricRows(span.columns.names, span.columns.per, span.columns.rows(span.start, span.stop), span.rank)
-    )
+        By the lowest rank that has the metric; of all incarnations, also where a later one took its steps up again.
+
+        Args:
+            name: Of the metric.
+            met: Takes float64 ``(n,)``.
+            looked: Rows that were looked at, by set; kept by the caller from one look to the next.
+        """
+        having = [(key[1], c) for key, s in self._sources.items() for c in s.columns.values() if name in c]
+        lowest = min((rank for rank, _ in having), default=0)
+        for rank, columns in having:
+            start, stop = looked.get(columns, 0), len(columns)
+            if rank == lowest and start < stop:
+                looked[columns] = stop
+                found = met(columns.values(name, start, stop))
+                if found is not None:
+                    return found
+        return None
+
+
+def _keep_pace(pace: Pace, rows: MetricRows) -> None:
+    steps, epochs, batches, times = rows.columns[:4]
+    if pace.first_epoch is None and epochs[0] == epochs[0]:
+        pace.first_epoch = int(epochs[0])
+    if rows.per == "epoch":
+        pace.epochs_done = max(pace.epochs_done, int(np.nanmax(epochs, initial=-1)) + 1)
+    with np.errstate(over="ignore"):  # of a peer that makes times up
+        gap = float(np.diff(times).max(initial=0.0))
+    epoch, batch = float(epochs[-1]), float(batches[-1])
+    pace.told(
+        float(times[-1]), int(steps[-1]),
+        None if epoch != epoch else int(epoch), None if batch != batch else int(batch), gap,
+    )  # fmt: skip
+
+
+def explode_span(span: Span, after: int = 0) -> Iterator[Event]:
+    """The rows of a span one by one, as events; those with sequence numbers up to ``after`` are left out."""
+    start = span.columns.place(after, span.start, span.stop)
+    yield from explode(MetricRows(span.columns.names, span.columns.per, span.columns.rows(start, span.stop), span.rank))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from fitwire.protocol.blocks import (
 )
 from fitwire.protocol.sink import Sink, reject
 from fitwire.protocol.source import BEAT
-from fitwire.transport.address import Address, data_folder
+from fitwire.transport.address import Address, data_folder, is_listened_at
 from fitwire.transport.process import FileLock, alive, host_key, spawn
 from fitwire.transport.zmq import Router, Sent
-from fitwire.watch.answers import Question, answer, parse_question
+from fitwire.watch.answers import Question, answer, parse_question, refuse
 from fitwire.watch.history import sample_ref
 from fitwire.watch.roster import Roster
 from fitwire.watch.store import SampleRef, Store
@@ -48,14 +49,22 @@ LOOK = 0.020
 AT_ONCE = 2000
 """Messages taken in one look, so that acknowledgements go out in between."""
 BYTES_AT_ONCE = 16 * 2**20
+ANSWERED_AT_ONCE = 8 * 2**20
+"""Bytes of answers in one look: viewers wait for each other, trainers do not wait for viewers."""
 LOOK_AFTER = 1.0
 """Seconds between two looks at trainers that have gone silent."""
+FORGET_AFTER = 60.0
+"""Seconds without a connection after which no place is kept for a source; it greets when it comes back."""
 SAVE_EVERY = 1.0
 """Seconds between two writings of what changed in the list of runs; their blocks are written at once."""
 STORE_AGAIN = 1.0
 """Seconds before a store that refused is tried again."""
 MAX_SOURCES = 4096
 MAX_QUESTIONS = 4096
+MAX_ASKED = 256
+"""Questions of one viewer that may be open."""
+WHO = ("pid", "host_key", "pid_started")
+"""What a hello says of its process."""
 
 
 def default_store() -> Path:
@@ -74,20 +83,10 @@ def take_address(address: Address) -> FileLock | None:
     lock = FileLock(address.path.with_name(address.path.name + ".lock"))
     if not lock.take():
         return None
-    if _is_listened_at(address.path):  # by no hub of this machine: ssh, say, which forwards another's
+    if is_listened_at(address.path):  # by no hub of this machine: ssh, say, which forwards another's
         lock.release()
         return None
     return lock
-
-
-def _is_listened_at(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return False
-    return True
 
 
 @dataclass(slots=True)
@@ -96,8 +95,10 @@ class _Link:
 
     sink: Sink
     peer: bytes
-    hello: dict[str, Any]
+    who: dict[str, Any] = field(default_factory=dict[str, Any])
     up: bool = True
+    present: bool = False
+    down_since: float = 0.0
     looked: float = 0.0
     bye: bool = False
 
@@ -130,7 +131,8 @@ class Hub:
             )
         self._links: dict[tuple[bytes, int], _Link] = {}
         self._peers: dict[bytes, tuple[bytes, int]] = {}
-        self._questions: list[Question] = []
+        self._questions: dict[tuple[bytes, int], Question] = {}
+        self._asked: Counter[bytes] = Counter()
         self._fresh: list[tuple[Block, Message]] = []  # arrived and not yet stored
         self._store_at = self._saved = -1e9
         self._closing = threading.Event()
@@ -138,7 +140,11 @@ class Hub:
         self._failure: BaseException | None = None
         self._host = host_key()[:256]
         self._thread = spawn("hub", self._work)
-        self._opened.wait()
+        try:
+            self._opened.wait()
+        except BaseException:  # Ctrl-C
+            self._closing.set()
+            raise
         if self._failure is not None:
             raise self._failure
 
@@ -150,40 +156,60 @@ class Hub:
     def close(self) -> None:
         """Stop to listen; what was stored stays, and trainers go on and come back to the next hub."""
         self._closing.set()
-        self._thread.join(5.0)
+        self._thread.join(10.0)
 
     # -- the thread
 
     def _work(self) -> None:
         try:
-            self._store = Store(self.store_path)
+            # The address first: whoever finds it taken joins the hub there, and needs no store.
+            self._router = Router(self.address)
             try:
-                self._router = Router(self.address)
+                self._store = Store(self.store_path)
+                self.roster.load(self._store, time.monotonic())
             except BaseException:
-                self._store.close()
+                self._router.close()
                 raise
         except BaseException as error:
             self._failure = error
-            if self._lock is not None:
-                self._lock.release()
+            self._let_go()
             self._opened.set()
             return
+        self._opened.set()
         try:
-            self.roster.load(self._store, time.monotonic())
-            self._opened.set()
             while not self._closing.is_set():
+                with self._surviving("turn"):
+                    self._turn(time.monotonic())
+                    self._router.wait(LOOK)
+            with self._surviving("turn"):
                 self._turn(time.monotonic())
-                self._router.wait(LOOK)
-            self._turn(time.monotonic())
-        except Exception:
-            logger.exception("the hub at %s stopped", self.address)
-        finally:
-            self._opened.set()
-            self._router.close()
+            self.roster.refresh(time.monotonic(), at_once=True)
             self._save_summaries()
-            self._store.close()
-            if self._lock is not None:
-                self._lock.release()
+        finally:
+            self._router.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        store = getattr(self, "_store", None)
+        if store is not None:
+            store.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    @contextmanager
+    def _surviving(self, what: str) -> Generator[None]:
+        """Whatever a peer sends, or the disk does: it is counted, and the hub goes on for the others."""
+        try:
+            yield
+        except DecodeError as error:
+            self.counts[f"bad {error.kind}"] += 1
+        except Exception:
+            kind = f"fault {what}"
+            if not self.counts[kind]:
+                logger.exception("the hub at %s goes on after a fault (%s)", self.address, what)
+            self.counts[kind] += 1
+            if what == "turn":
+                time.sleep(LOOK)
 
     def _turn(self, now: float) -> None:
         size = 0
@@ -193,16 +219,16 @@ class Hub:
                 break
             peer, frames = found
             size += sum(map(len, frames))
-            try:
+            with self._surviving("message"):
                 self._receive(peer, frames, now)
-            except DecodeError as error:
-                self.counts[f"bad {error.kind}"] += 1
             if size > BYTES_AT_ONCE:
                 break
         self._keep(now)
         for link in list(self._links.values()):
-            self._serve(link, now)
-        self.roster.refresh(now)
+            with self._surviving("source"):
+                self._serve(link, now)
+        with self._surviving("roster"):
+            self.roster.refresh(now)
         self._answer(now)
         if now - self._saved >= SAVE_EVERY:
             self._saved = now
@@ -218,8 +244,7 @@ class Hub:
                 self._greet_source(peer, message, frames, now)
             return
         if message.kind in (Kind.RUNS, Kind.FETCH):
-            if len(self._questions) < MAX_QUESTIONS:
-                self._questions.append(parse_question(peer, message, now))
+            self._take_question(parse_question(peer, message, now))
             return
         key = self._peers.get(peer)
         link = self._links.get(key) if key is not None else None
@@ -227,8 +252,19 @@ class Hub:
             # A source that talks on after the hub was restarted: it greets again.
             self._send(peer, reject(message.sender, "unknown"))
             return
-        self._look(link, now)
+        self._set_up(link, True, now)
         link.sink.receive(message, frames, now)
+
+    def _take_question(self, question: Question) -> None:
+        key = (question.peer, question.number)
+        if key in self._questions:  # asked again, for want of an answer
+            self._questions[key] = question
+        elif len(self._questions) < MAX_QUESTIONS and self._asked[question.peer] < MAX_ASKED:
+            self._questions[key] = question
+            self._asked[question.peer] += 1
+        else:
+            self.counts["questions refused"] += 1
+            self._send(question.peer, refuse(question, "too many questions at once"))
 
     def _greet_viewer(self, peer: bytes, message: Message) -> None:
         body = {"nonce": message.body.get("nonce"), "beat": BEAT, "role": "hub"}
@@ -244,47 +280,41 @@ class Hub:
             raise DecodeError("hello", "a source without a run")
         key = (sender.run, sender.rank)
         link = self._links.get(key)
+        who = {word: value[:256] if isinstance(value := hello.get(word), str) else value for word in WHO}
         newest = link.sink.sender.incarnation if link else self._store.newest_incarnation(*key)
-        if sender.incarnation < newest or (link and self._is_another(link, sender, hello)):
+        if sender.incarnation < newest or (link and self._is_another(link, sender, who)):
             self._send(peer, reject(sender, "superseded", newer=newest))
             return
         if link is None or sender.incarnation > newest:
             if link is not None:
                 self._send(link.peer, reject(link.sink.sender, "superseded", newer=sender.incarnation))
-                self._peers.pop(link.peer, None)
+                self._forget(link)
             elif len(self._links) >= MAX_SOURCES:
                 self._send(peer, reject(sender, "busy"))
                 return
             have = [self._store.have(sender, lane) for lane in (0, BULK)]
-            link = self._links[key] = _Link(Sink(sender, have), peer, hello)
-        self._peers.pop(link.peer, None)
+            link = self._links[key] = _Link(Sink(sender, have), peer)
+        if self._peers.get(link.peer) == key:
+            del self._peers[link.peer]
         self._peers[peer] = key
-        link.peer, link.hello, link.up, link.bye = peer, hello, True, False
+        link.peer, link.who, link.up, link.bye = peer, who, True, False
         self.roster.joined(self._store, sender, hello, now)
         link.sink.receive(message, frames, now)
 
-    def _is_another(self, link: _Link, sender: Identity, hello: dict[str, Any]) -> bool:
+    def _is_another(self, link: _Link, sender: Identity, who: dict[str, Any]) -> bool:
         """Whether a second process claims to be the same incarnation: its numbers would collide with the first's."""
-        if sender != link.sink.sender:
-            return False
-        same = ("pid", "host_key", "pid_started")
-        return any(hello.get(word) != link.hello.get(word) for word in same)
+        return sender == link.sink.sender and who != link.who
 
     # -- storing
 
     def _keep(self, now: float) -> None:
         """Store what arrived, then acknowledge it; a store that refuses is tried again, and credit holds the rest."""
-        fresh = self._fresh
         for link in self._links.values():
-            fresh.extend(link.sink.take())
+            self._fresh.extend(link.sink.take())
+        fresh = self._fresh
         if not fresh or now < self._store_at:
             return
-        try:
-            self._store.commit([block for block, _ in fresh], list(self._samples_in(fresh)))
-        except StoreError as error:
-            if not self.counts["store refused"]:
-                logger.error("%s; trainers keep what it does not take", error)
-            self.counts["store refused"] += 1
+        if not self._commit([block for block, _ in fresh], list(self._samples_in(fresh))):
             self._store_at = now + STORE_AGAIN
             return
         self._fresh = []
@@ -292,12 +322,8 @@ class Hub:
         done: dict[tuple[bytes, int], list[Block]] = {}
         with self.roster.changed:
             for block, message in fresh:
-                history = self.roster.history(self._store, block.sender.run)
-                try:
-                    history.add(message, block.count)
-                except DecodeError as error:
-                    self.counts[f"bad {error.kind}"] += 1
-                self.roster.told(block.sender, now)
+                with self._surviving("history"):
+                    self._tell(block, message, now)
                 done.setdefault((block.sender.run, block.sender.rank), []).append(block)
             self.roster.bump()
         for key, blocks in done.items():
@@ -305,25 +331,39 @@ class Hub:
             if link is not None:
                 link.sink.committed([b for b in blocks if b.sender == link.sink.sender], now)
 
-    def _samples_in(self, fresh: list[tuple[Block, Message]]) -> Any:
+    def _tell(self, block: Block, message: Message, now: float) -> None:
+        try:
+            self.roster.loaded(self._store, block.sender.run).add(message, block.count)
+        finally:
+            self.roster.told(block.sender, now)
+
+    def _commit(self, blocks: list[Block], samples: list[tuple[bytes, SampleRef]]) -> bool:
+        # With the lines that changed, so that no block lies in the store without its run.
+        lines = self.roster.unsaved()
+        try:
+            self._store.commit(blocks, samples, lines)
+        except StoreError as error:
+            if not self.counts["store refused"]:
+                logger.error("%s; trainers keep what it does not take", error)
+            self.counts["store refused"] += 1
+            return False
+        self.roster.saved(lines)
+        return True
+
+    def _samples_in(self, fresh: list[tuple[Block, Message]]) -> Iterator[tuple[bytes, SampleRef]]:
         for block, message in fresh:
             if block.lane != BULK:
                 continue
             try:
                 for seq, event in decode_events(message, arrays=False):
                     if isinstance(event, Sample):
-                        ref: SampleRef = sample_ref(block.sender.incarnation, seq, event)
-                        yield block.sender.run, ref
+                        yield block.sender.run, sample_ref(block.sender.incarnation, seq, event)
             except DecodeError:
                 continue  # counted when its history takes it
 
     def _save_summaries(self) -> None:
-        lines = self.roster.unsaved()
-        if lines:
-            try:
-                self._store.commit([], [], lines)
-            except StoreError:
-                self.counts["store refused"] += 1
+        if self.roster.unsaved() and time.monotonic() >= self._store_at:
+            self._commit([], [])
 
     # -- speaking
 
@@ -336,48 +376,74 @@ class Hub:
     def _serve(self, link: _Link, now: float) -> None:
         sink = link.sink
         for message in sink.due(now):
-            if self._send(link.peer, message) is Sent.GONE and link.up:
-                link.up = False
-                self.roster.link(sink.sender, now, connected=False)
+            if self._send(link.peer, message) is Sent.GONE:
+                self._set_up(link, False, now)
         if sink.complete and not link.bye:
             link.bye = True
             self.roster.completed(sink.sender)
+            self._saved = -1e9  # what is complete is to be so for the next hub too
         if now - link.looked >= LOOK_AFTER and now - sink.heard >= LOOK_AFTER and not link.bye:
             link.looked = now
             self._ask_after(link, now)
-        if link.bye and not link.up:
+        if not link.up and (link.bye or (not link.present and now - link.down_since >= FORGET_AFTER)):
             self._forget(link)
 
-    def _look(self, link: _Link, now: float) -> None:
-        if not link.up:
-            link.up = True
-            self.roster.link(link.sink.sender, now, connected=True)
+    def _set_up(self, link: _Link, up: bool, now: float) -> None:
+        """The transport of a source went up or down, if that is news."""
+        if up != link.up:
+            link.up, link.present, link.down_since = up, False, now
+            self.roster.link(link.sink.sender, now, connected=up)
 
     def _ask_after(self, link: _Link, now: float) -> None:
         """A silent trainer: is its connection up, is its process there?"""
-        sender, hello = link.sink.sender, link.hello
+        sender = link.sink.sender
         if link.up and self._send(link.peer, encode_message(Message(Kind.PING, sender, body={"id": 0}))) is Sent.GONE:
-            link.up = False
-            self.roster.link(sender, now, connected=False)
-        pid, born = hello.get("pid"), hello.get("pid_started")
-        if not link.up and hello.get("host_key") == self._host and type(pid) is int and 0 < pid < 2**31:
-            started = float(born) if isinstance(born, (int, float)) else None
-            if not alive(pid, started):
-                self.roster.link(sender, now, connected=False, gone=True)
+            self._set_up(link, False, now)
+        pid, born = link.who.get("pid"), link.who.get("pid_started")
+        if not link.up and link.who.get("host_key") == self._host and type(pid) is int and 0 < pid < 2**31:
+            link.present = alive(pid, float(born) if isinstance(born, (int, float)) else None)
+            self.roster.link(sender, now, connected=False, gone=not link.present, present=link.present)
 
     def _forget(self, link: _Link) -> None:
+        self._fresh.extend(link.sink.take())
         key = (link.sink.sender.run, link.sink.sender.rank)
         self._links.pop(key, None)
-        self._peers.pop(link.peer, None)
+        if self._peers.get(link.peer) == key:
+            del self._peers[link.peer]
 
     def _answer(self, now: float) -> None:
-        held: list[Question] = []
-        for question in self._questions:
+        left = ANSWERED_AT_ONCE
+        for key, question in list(self._questions.items()):
+            if left <= 0:
+                break
+            with self._surviving("question"):
+                size = self._answer_one(question, now)
+                if size is None:
+                    continue
+                left -= size
+            self._drop_question(key)
+
+    def _answer_one(self, question: Question, now: float) -> int | None:
+        """Answer; returns the bytes that took, None when the question is held."""
+        size = 0
+        try:
             messages = answer(question, self.roster, self._store, now)
             if messages is None:
-                held.append(question)
-                continue
+                return None
             for frames in messages:
+                size += sum(map(len, frames))
                 if self._send(question.peer, frames) is not Sent.YES:
                     break
-        self._questions = held
+        except StoreError as error:
+            self.counts["store unreadable"] += 1
+            self._send(question.peer, refuse(question, str(error)))
+        except BaseException:
+            self._send(question.peer, refuse(question, "a fault in the hub"))  # else it would be asked again and again
+            raise
+        return size
+
+    def _drop_question(self, key: tuple[bytes, int]) -> None:
+        if self._questions.pop(key, None) is not None:
+            self._asked[key[0]] -= 1
+            if not self._asked[key[0]]:
+                del self._asked[key[0]]

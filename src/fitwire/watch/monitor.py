@@ -6,12 +6,13 @@ place when that leaves. It knows no view.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from types import TracebackType
 from typing import Literal
 
-from fitwire.errors import AddressInUse, FitwireError, LinkError, UnknownRun, UsageError, WaitTimeout
+from fitwire.errors import AddressInUse, LinkError, UnknownRun, UsageError, WaitTimeout
 from fitwire.transport.address import Address, resolve
 from fitwire.transport.process import spawn
 from fitwire.watch.desk import Backend, Desk, Local, local_hub, local_store
@@ -20,8 +21,14 @@ from fitwire.watch.watched import WatchedRun
 
 __all__ = ["Monitor", "WatchedRun"]
 
+logger = logging.getLogger("fitwire")
+
 TAKE_OVER_AFTER = 0.5
-"""Seconds without the hub after which a monitor tries to take its place."""
+"""Seconds without the hub after which a monitor tries to take its place, and before it tries again."""
+PATIENCE = 10.0
+"""Seconds for which a monitor tries to join a hub that holds its address and does not answer yet, or to be it."""
+LEAST_PREFIX = 4
+"""Characters of an id that say which run is meant."""
 
 
 class Monitor:
@@ -68,26 +75,33 @@ class Monitor:
         self._keeper = spawn("monitor", self._keep) if isinstance(self._desk.backend, Follower) and serve else None
 
     def _open(self) -> Backend:
-        if self._serve:
+        if not self._serve:
+            return self._open_without_hub()
+        end = time.monotonic() + PATIENCE
+        while True:
             try:
                 return local_hub(self._address, self._path)
             except AddressInUse as taken:
-                if self._address.path is None:
-                    try:
-                        return Follower(self._address)
-                    except LinkError:
+                try:
+                    return Follower(self._address)
+                except LinkError as silent:
+                    if self._address.path is None:
                         raise taken from None
-        elif self._address.path is not None and not self._address.path.exists():
-            return local_store(self._path)
-        try:
-            return Follower(self._address)
-        except LinkError:
-            if self._serve:
-                raise
-            return local_store(self._path)
+                    # Whoever holds the lock may be about to open, or have just left.
+                    if time.monotonic() > end:
+                        raise silent from None
+
+    def _open_without_hub(self) -> Backend:
+        if self._address.path is None or self._address.path.exists():
+            try:
+                return Follower(self._address)
+            except LinkError:
+                pass
+        return local_store(self._path)
 
     def _keep(self) -> None:
         """Take the hub's place when it leaves."""
+        refused = ""
         while not self._desk.closing.wait(0.1):
             follower = self._desk.backend
             lost = follower.lost if isinstance(follower, Follower) else None
@@ -95,7 +109,16 @@ class Monitor:
                 continue
             try:
                 hub = local_hub(self._address, self._path)
-            except FitwireError:  # another was quicker; the follower finds it by itself
+            except AddressInUse:  # another was quicker; the follower finds it by itself
+                self._desk.closing.wait(TAKE_OVER_AFTER)
+                continue
+            except Exception as error:  # of the store, which may be mended
+                if str(error) != refused:
+                    refused = str(error)
+                    logger.warning(
+                        "the hub at %s has gone, and this monitor cannot take its place: %s", self.address, error
+                    )
+                self._desk.closing.wait(TAKE_OVER_AFTER)
                 continue
             self._desk.change(hub)
             return
@@ -120,11 +143,11 @@ class Monitor:
         return self.is_hub or (isinstance(backend, Follower) and backend.lost is None)
 
     def close(self) -> None:
-        """Leave; trainers go on, and what was stored stays."""
+        """Leave; trainers go on, and what was stored stays. Again, or in a forked child, does nothing."""
         self._desk.closing.set()
-        if self._keeper is not None:
-            self._keeper.join(5.0)
-        self._desk.backend.close()
+        if self._keeper is not None and not self._desk.forked:
+            self._keeper.join(10.0)
+        self._desk.close()
 
     def __enter__(self) -> Monitor:
         return self
@@ -145,7 +168,7 @@ class Monitor:
         """One run.
 
         Args:
-            ref: Its name (the newest of that name), the beginning of its id, or ``"last"``.
+            ref: Its name (the newest of that name), the beginning of its id (4 characters at least), or ``"last"``.
 
         Raises:
             UnknownRun: None, or, by id, more than one goes by that.
@@ -156,7 +179,7 @@ class Monitor:
         if ref == "last":
             return WatchedRun(self._desk, bytes.fromhex(lines[0]["id"]))
         named = [line for line in lines if line["name"] == ref]
-        if not named and len(ref) >= 4:
+        if not named and len(ref) >= LEAST_PREFIX:
             named = [line for line in lines if line["id"].startswith(ref.replace("-", "").lower())]
             if len(named) > 1:
                 raise UnknownRun(f"{len(named)} runs have ids that begin with {ref}: write more of it")
@@ -190,7 +213,7 @@ class Monitor:
         if which is None:
             what = "no run" if name is None else f"no run {name!r}"
             raise WaitTimeout(
-                f"{what} within {timeout:g} s at {self.address}; is a training started with this address?"
+                f"{what} within {timeout or 0:g} s at {self.address}; is a training started with this address?"
             )
         return WatchedRun(self._desk, bytes.fromhex(which))
 

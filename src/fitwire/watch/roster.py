@@ -6,52 +6,38 @@ and the bell. No socket is known here.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
-from fitwire.errors import DecodeError, UnknownRun
-from fitwire.protocol.blocks import RECORDS, Identity, decode_message, unpack_frames
+from fitwire.errors import UnknownRun
+from fitwire.protocol.blocks import Identity
 from fitwire.watch.history import History
-from fitwire.watch.states import Progress, RankFacts, State, judge
+from fitwire.watch.states import RankFacts, State, judge
 from fitwire.watch.store import Store
+from fitwire.watch.stored import load_history
+from fitwire.watch.summary import checked_summary, first_summary, summarize
 
-__all__ = ["Roster", "badge_of", "load_history"]
+__all__ = ["Roster"]
 
 KEEP_LOADED = 32
-"""Histories of ended runs kept in memory; the rest is read from the store again when asked for."""
-MAX_TAGS = 32
+"""Histories of runs that do not go on, kept in memory; the rest is read from the store again when asked for."""
 REFRESH = 0.1
 """Seconds between two summaries of a run that is telling: ten a second is what a list can show."""
-
-
-def load_history(store: Store, run: bytes) -> History:
-    """Read a run's whole history from the store; blocks that are spoilt are passed over."""
-    history = History(run)
-    for incarnation, rank in store.sources(run):
-        sender = Identity(run, incarnation, rank)
-        for block in store.blocks(sender, RECORDS):
-            try:
-                history.add(decode_message(unpack_frames(block.blob)), block.last - block.first + 1)
-            except DecodeError:
-                continue
-        for ref in store.samples(sender):
-            history.add_sample(ref)
-    return history
+REST = 1.0
+"""The same for one that is silent: only time can change what it is doing."""
 
 
 @dataclass(slots=True)
 class _Entry:
     summary: dict[str, Any]
     facts: dict[int, RankFacts] = field(default_factory=dict[int, RankFacts])
-    incarnation: int = 0
     complete: set[int] = field(default_factory=set[int])
+    spoke: dict[int, int] = field(default_factory=dict[int, int])
     refreshed: float = -1e9
     touched: bool = False
-    dirty: bool = False
 
 
 class Roster:
@@ -59,127 +45,172 @@ class Roster:
 
     Attributes:
         changed: Lock of all that is here; notified when anything changed.
-        revision: Grows with every change.
+        revision: Grows with every change, and from one hub to the next.
     """
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
-        self.revision = 0
-        self._entries: dict[bytes, _Entry] = {}
-        self._histories: OrderedDict[bytes, History] = OrderedDict()
+        # A follower compares what it knows with what the next hub says.
+        self.revision = time.time_ns() // 1000
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # by revision
+        self._histories: OrderedDict[bytes, History] = OrderedDict()  # by last use
+        self._live: set[bytes] = set()
+        self._unsaved: dict[bytes, None] = {}
 
     # -- the hub's thread
 
     def load(self, store: Store, now: float) -> None:
-        """Take over what the store knows; runs that had not ended may be heard of again."""
+        """Take over what the store knows; runs that had not ended may be heard of again.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
         with self.changed:
-            for summary in store.summaries():
+            for line in store.summaries():
+                summary: dict[str, Any] = {**checked_summary(line), "settled": True}
+                self.revision = max(self.revision, summary["revision"])
                 run = bytes.fromhex(summary["id"])
-                entry = self._entries[run] = _Entry(summary)
-                if not State(summary["state"]).ended:
+                self._entries[run] = entry = _Entry(summary)
+                state = State(summary["state"])
+                if not state.ended and state is not State.LOST:
                     history = self._histories[run] = load_history(store, run)
-                    entry.incarnation = history.incarnation
-                    entry.facts = {rank: RankFacts(since=now, told=now) for rank in history.ranks}
-                    entry.touched = True
-            self._bump()
+                    entry.facts = {
+                        rank: RankFacts(history.incarnation(rank), since=now, told=now) for rank in history.late
+                    }
+                    self._touch(run, entry)
+            for entry in self._entries.values():
+                self._bump()
+                entry.summary["revision"] = self.revision
 
     def joined(self, store: Store, sender: Identity, hello: dict[str, Any], now: float) -> None:
-        """A source has said hello."""
+        """A source has said hello.
+
+        Raises:
+            StoreError: Its history cannot be read.
+        """
         with self.changed:
-            history = self._history(store, sender.run)
+            self.loaded(store, sender.run)
             entry = self._entries.get(sender.run)
             if entry is None:
-                entry = self._entries[sender.run] = _Entry(_first_summary(sender.run, hello))
-            if sender.incarnation > entry.incarnation:
-                entry.incarnation = sender.incarnation
-                entry.facts.clear()
-                entry.complete.clear()
-            facts = entry.facts.setdefault(sender.rank, RankFacts())
+                entry = self._entries[sender.run] = _Entry(first_summary(sender.run, hello, time.time()))
+                self._change(sender.run, entry, entry.summary)
+            facts = entry.facts.get(sender.rank)
+            if facts is None or sender.incarnation > facts.incarnation:
+                facts = entry.facts[sender.rank] = RankFacts(sender.incarnation, told=now)
+                entry.complete.discard(sender.rank)
+                entry.spoke.pop(sender.rank, None)
             facts.connected, facts.gone = True, False
-            facts.told = now if not facts.told else facts.told
-            self._read_facts(history, entry, sender.rank)
-            entry.touched = True
+            self._touch(sender.run, entry)
             self._refresh_one(sender.run, entry, now)
 
     def told(self, sender: Identity, now: float) -> None:
-        """Blocks of this source were stored and are in its history."""
+        """Blocks of this source were stored and are in its history; whoever calls holds :attr:`changed`."""
         entry = self._entries.get(sender.run)
         history = self._histories.get(sender.run)
-        if entry is not None and history is not None:
-            entry.touched = True
-            if sender.incarnation == entry.incarnation and sender.rank in entry.facts:
-                entry.facts[sender.rank].told = now
-                self._read_facts(history, entry, sender.rank)
+        if entry is None or history is None:
+            return
+        self._touch(sender.run, entry)
+        facts, source = entry.facts.get(sender.rank), history.current(sender.rank)
+        if facts is not None and source is not None and facts.incarnation == sender.incarnation:
+            if source.spoke != entry.spoke.get(sender.rank):
+                facts.told = now
+            entry.spoke[sender.rank] = source.spoke
 
-    def link(self, sender: Identity, now: float, *, connected: bool, gone: bool = False) -> None:
-        """The transport of a source went up or down, or its process is known to be gone."""
+    def link(self, sender: Identity, now: float, *, connected: bool, gone: bool = False, present: bool = False) -> None:
+        """The transport of a source went up or down, or its process is known to be gone, or to be there."""
         with self.changed:
             entry = self._entries.get(sender.run)
-            if entry is None or sender.incarnation != entry.incarnation or sender.rank not in entry.facts:
+            facts = entry.facts.get(sender.rank) if entry is not None else None
+            if entry is None or facts is None or facts.incarnation != sender.incarnation:
                 return
-            facts = entry.facts[sender.rank]
             if facts.connected and not connected:
                 facts.since = now
-            facts.connected, facts.gone = connected, gone
-            entry.touched = True
+            facts.connected, facts.gone, facts.present = connected, gone, present
+            self._touch(sender.run, entry)
 
     def completed(self, sender: Identity) -> None:
         """All of a source is stored, and it knows."""
         with self.changed:
             entry = self._entries.get(sender.run)
-            if entry is not None and sender.incarnation == entry.incarnation:
+            facts = entry.facts.get(sender.rank) if entry is not None else None
+            if entry is not None and facts is not None and facts.incarnation == sender.incarnation:
                 entry.complete.add(sender.rank)
-                entry.touched = True
+                self._touch(sender.run, entry)
                 entry.refreshed = -1e9
 
-    def refresh(self, now: float) -> None:
-        """Judge anew what may have changed."""
+    def refresh(self, now: float, *, at_once: bool = False) -> None:
+        """Judge anew what may have changed; ``at_once`` also what was judged a moment ago."""
         with self.changed:
-            for run, entry in self._entries.items():
-                live = not State(entry.summary["state"]).ended
-                if now - entry.refreshed >= (REFRESH if entry.touched else 1.0) and (entry.touched or live):
+            for run in list(self._live):
+                entry = self._entries[run]
+                if at_once or now - entry.refreshed >= (REFRESH if entry.touched else REST):
                     self._refresh_one(run, entry, now)
-            ended = [r for r in self._histories if self._entries[r].summary["state"] in ("finished", "failed")]
-            for run in ended[: max(0, len(ended) - KEEP_LOADED)]:
+            resting = [run for run in self._histories if run not in self._live]
+            for run in resting[: max(0, len(resting) - KEEP_LOADED)]:
                 del self._histories[run]
 
     def unsaved(self) -> list[dict[str, Any]]:
-        """Summaries that changed since the last call."""
+        """Summaries that are not in the store as they are; say :meth:`saved` once they are."""
         with self.changed:
-            dirty = [entry for entry in self._entries.values() if entry.dirty]
-            for entry in dirty:
-                entry.dirty = False
-            return [dict(entry.summary) for entry in dirty]
+            return [dict(self._entries[run].summary) for run in self._unsaved]
 
-    def _read_facts(self, history: History, entry: _Entry, rank: int) -> None:
-        facts, source = entry.facts[rank], history.current(rank)
-        if source is not None and (entry.incarnation, rank) in history.heads:
-            facts.started = source.told
-            facts.longest_gap = source.pace.longest_gap
-            facts.ended = None if source.ended is None else State(source.ended.status)
+    def saved(self, summaries: list[dict[str, Any]]) -> None:
+        """These are in the store."""
+        with self.changed:
+            for line in summaries:
+                run = bytes.fromhex(line["id"])
+                if self._entries[run].summary["revision"] == line["revision"]:
+                    self._unsaved.pop(run, None)
 
-    def _refresh_one(self, run: bytes, entry: _Entry, now: float) -> None:
-        entry.refreshed, entry.touched = now, False
-        history = self._histories.get(run)
-        if history is None:
-            return
-        before = {key: value for key, value in entry.summary.items() if key != "revision"}
-        for rank in entry.facts:
-            self._read_facts(history, entry, rank)
-        after = _summarize(history, entry, judge(entry.facts.values(), now))
-        if after != before:
-            self._bump()
-            entry.summary = after | {"revision": self.revision}
-            entry.dirty = True
+    def loaded(self, store: Store, run: bytes) -> History:
+        """The history, read from the store if need be.
 
-    def _bump(self) -> None:
-        self.revision += 1
-        self.changed.notify_all()
+        Raises:
+            StoreError: It cannot be read.
+        """
+        with self.changed:
+            return self.held(run) or self.adopt(load_history(store, run))
 
     def bump(self) -> None:
         """A history has grown."""
         with self.changed:
             self._bump()
+
+    def _bump(self) -> None:
+        self.revision += 1
+        self.changed.notify_all()
+
+    def _touch(self, run: bytes, entry: _Entry) -> None:
+        entry.touched = True
+        self._live.add(run)
+
+    def _change(self, run: bytes, entry: _Entry, summary: dict[str, Any]) -> None:
+        self._bump()
+        entry.summary = summary | {"revision": self.revision}
+        self._entries.move_to_end(run)
+        self._unsaved[run] = None
+
+    def _refresh_one(self, run: bytes, entry: _Entry, now: float) -> None:
+        entry.refreshed, entry.touched = now, False
+        history = self._histories.get(run)
+        if history is None:
+            self._live.discard(run)
+            return
+        counted: dict[int, RankFacts] = {}
+        for rank, facts in entry.facts.items():
+            source = history.current(rank)
+            if source is not None and history.incarnation(rank) == facts.incarnation:
+                facts.started = source.told
+                facts.longest_gap = source.pace.longest_gap
+                facts.ended = None if source.ended is None else State(source.ended.status)
+            if facts.connected or rank in history.late or rank not in history.ranks:
+                counted[rank] = facts
+        state = judge(counted.values(), now)
+        after = summarize(entry.summary, history, counted, entry.complete, state)
+        if after != entry.summary:
+            self._change(run, entry, after)
+        if state is State.LOST or (state.ended and not any(facts.connected for facts in counted.values())):
+            self._live.discard(run)  # until it is heard of again
 
     # -- any thread
 
@@ -188,6 +219,16 @@ class Roster:
         with self.changed:
             found = [dict(entry.summary) for entry in self._entries.values()]
         return sorted(found, key=lambda line: (line["started"], line["id"]), reverse=True)
+
+    def news(self, since: int) -> tuple[int, list[dict[str, Any]]]:
+        """The revision, and the lines that changed after ``since``, in the order in which they did."""
+        found: list[dict[str, Any]] = []
+        with self.changed:
+            for entry in reversed(self._entries.values()):
+                if entry.summary["revision"] <= since:
+                    break
+                found.append(entry.summary)
+            return self.revision, found[::-1]
 
     def summary(self, run: bytes) -> dict[str, Any]:
         """The line of one run.
@@ -201,73 +242,17 @@ class Roster:
             return dict(self._entries[run].summary)
 
     def held(self, run: bytes) -> History | None:
-        """The history, if it is in memory."""
-        return self._histories.get(run)
-
-    def history(self, store: Store, run: bytes) -> History:
-        """The history, read from the store if need be; whoever reads it holds :attr:`changed`."""
+        """The history, if it is in memory; whoever reads it holds :attr:`changed`."""
         with self.changed:
-            return self._history(store, run)
+            history = self._histories.get(run)
+            if history is not None:
+                self._histories.move_to_end(run)
+            return history
 
-    def _history(self, store: Store, run: bytes) -> History:
-        history = self._histories.get(run)
-        if history is None:
-            history = self._histories[run] = load_history(store, run)
-        self._histories.move_to_end(run)
-        return history
+    def adopt(self, history: History) -> History:
+        """Keep a history that was read from the store, unless there is one by now; returns the one that is kept.
 
-
-def _first_summary(run: bytes, hello: dict[str, Any]) -> dict[str, Any]:
-    now = time.time()
-    return {
-        "id": run.hex(), "name": str(hello.get("name"))[:256], "project": str(hello.get("project"))[:256],
-        "group": None, "tags": [], "host": str(hello.get("host"))[:256], "ranks": [], "started": now, "touched": now,
-        "state": "waiting", "reason": "", "dropped": {}, "complete": False, "progress": asdict(Progress()),
-        "revision": 0,
-    }  # fmt: skip
-
-
-def _summarize(history: History, entry: _Entry, state: State) -> dict[str, Any]:
-    line = {key: value for key, value in entry.summary.items() if key != "revision"}
-    started, info = history.started, history.described("info")
-    if started is not None:
-        line |= {
-            "name": started.name,
-            "project": started.project,
-            "group": started.group,
-            "tags": list(started.tags[:MAX_TAGS]),
-        }
-        line["started"] = history.first_time
-    line["host"] = str(info.get("host", line["host"]))[:256]
-    rank = min(entry.facts, default=0)
-    source = history.current(rank)
-    end = history.ended if state.ended else None
-    if source is not None:
-        pace = source.pace
-        began = source.started.time if source.started is not None else line["started"]
-        last = end.time if end is not None else pace.last[0] if pace.last is not None else began
-        line["touched"] = max(line["touched"], last)
-        totals = info.get("totals")
-        known = cast("dict[str, Any]", totals) if isinstance(totals, dict) else {}
-        line["progress"] = _finite(asdict(pace.progress(known, max(0.0, last - began), state.ended)))
-    line |= {
-        "ranks": history.ranks, "state": str(state), "reason": end.reason if end is not None else "",
-        "dropped": history.dropped, "complete": bool(entry.facts) and entry.complete >= set(entry.facts),
-    }  # fmt: skip
-    return line
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """A peer's times may be anything; what goes into JSON may not."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-def badge_of(summary: dict[str, Any]) -> str:
-    """In a few words, whether all of the run is here."""
-    given_up = ", ".join(f"{count:,} {what} dropped" for what, count in sorted(summary["dropped"].items()))
-    state = State(summary["state"])
-    if given_up:
-        return given_up
-    if summary["complete"]:
-        return "complete"
-    return "end not confirmed" if state.ended else "cut off" if state is State.LOST else "live"
+        What was stored meanwhile is not missed: the hub's thread stores first and looks here for the history after.
+        """
+        with self.changed:
+            return self._histories.setdefault(history.run, history)

@@ -71,18 +71,23 @@ class Columns:
     def __init__(self, names: Sequence[str], per: Per) -> None:
         self.names = tuple(names)
         self.per: Per = per
-        self._data = np.empty((SEQ + 1 + len(self.names), 64))
+        self._row = {name: SEQ + 1 + index for index, name in enumerate(self.names)}
+        self._data = np.empty((SEQ + 1 + len(self.names), 0))
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._row
 
     def append(self, rows: Array, first_seq: int) -> None:
         """Add ``n`` rows, float64 ``(4 + k, n)`` as they travel; ``first_seq`` numbers the first."""
         count = rows.shape[1]
         end = self._count + count
         if end > self._data.shape[1]:
-            # Readers may hold views of the old memory: it is left as it is.
+            # Readers may hold views of the old memory: it is left as it is. A set met once takes no more than its row,
+            # because a peer may name a set anew each time.
             grown = np.empty((self._data.shape[0], max(end, 2 * self._data.shape[1])))
             grown[:, : self._count] = self._data[:, : self._count]
             self._data = grown
@@ -97,15 +102,23 @@ class Columns:
         view = self._data[:, start : self._count if stop is None else min(stop, self._count)]
         return np.concatenate((view[:SEQ], view[SEQ + 1 :]))
 
+    def place(self, seq: int, start: int, stop: int) -> int:
+        """Where among rows ``start`` to ``stop`` the first with a greater sequence number than ``seq`` is."""
+        return start + int(np.searchsorted(self._data[SEQ, start:stop], seq, "right"))
+
     def newest(self, name: str) -> tuple[float, float]:
         """Sequence number and value of the last row."""
         place = self._count - 1
-        return float(self._data[SEQ, place]), float(self._data[SEQ + 1 + self.names.index(name), place])
+        return float(self._data[SEQ, place]), float(self._data[self._row[name], place])
+
+    def values(self, name: str, start: int, stop: int) -> Array:
+        """float64 ``(stop - start,)``: rows of one metric; a view of what does not change any more."""
+        return self._data[self._row[name], start:stop]
 
     def of(self, name: str) -> Array:
         """float64 ``(6, n)``: step, epoch, batch, time, sequence number and the value of one metric; a copy."""
         view = self._data[:, : self._count]
-        return np.concatenate((view[: SEQ + 1], view[SEQ + 1 + self.names.index(name)][None]))
+        return np.concatenate((view[: SEQ + 1], view[self._row[name]][None]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,11 +144,13 @@ def decimate(x: Array, values: Array, columns: int, bounds: tuple[float, float] 
     """Reduce a curve to what ``columns`` columns can show; every spike and every NaN keeps its mark.
 
     Args:
-        x: Shape ``(n,)``, in any order.
+        x: Shape ``(n,)``, in any order; points at NaN or infinity have no place and are left out.
         values: Shape ``(n,)``.
         columns: At most this many; at least 1.
         bounds: Least and greatest ``x`` of the screen; None for those of the data.
     """
+    if x.dtype.kind == "f" and not (placed := np.isfinite(x)).all():
+        x, values = x[placed], values[placed]
     if len(x) == 0:
         nothing = np.empty(0)
         return Decimated(nothing, nothing, nothing, nothing, np.empty(0, bool))
@@ -156,15 +171,16 @@ def decimate(x: Array, values: Array, columns: int, bounds: tuple[float, float] 
     filled = sizes > 0
     starts = cuts[filled]
     finite = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        clean = np.where(finite, values, np.nan)[:end]
+    clean = np.where(finite, values, np.nan)[:end]
     count = np.add.reduceat(finite[:end].astype(np.int64), starts)
-    total = np.add.reduceat(np.where(finite[:end], values[:end], 0.0), starts)
-    middles = ((edges[1:] + edges[:-1]) / 2)[filled]
+    least, greatest = np.fmin.reduceat(clean, starts), np.fmax.reduceat(clean, starts)
+    with np.errstate(over="ignore", invalid="ignore"):  # the sum of huge values may overflow, their mean does not
+        total = np.add.reduceat(np.where(finite[:end], values[:end], 0.0), starts)
+        mean = np.divide(total, count, out=np.full(len(starts), np.nan), where=count > 0)
     return Decimated(
-        x=middles,
-        low=np.fmin.reduceat(clean, starts),
-        high=np.fmax.reduceat(clean, starts),
-        mean=np.divide(total, count, out=np.full(len(starts), np.nan), where=count > 0),
+        x=((edges[1:] + edges[:-1]) / 2)[filled],
+        low=least,
+        high=greatest,
+        mean=np.clip(mean, least, greatest),
         broken=count < sizes[filled],
     )

@@ -5,14 +5,18 @@ Pure: facts and a time go in, a judgement comes out. This module knows no socket
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+
 from fitwire.errors import UsageError
+from fitwire.protocol.arrays import Array
 
 __all__ = ["Condition", "Pace", "Progress", "RankFacts", "State", "judge", "judge_rank", "parse_condition"]
 
@@ -22,6 +26,12 @@ STALLED_AFTER = 10.0
 """Seconds of silence that need no explanation."""
 STALLED_GAPS = 5.0
 """Silence of so many of the run's own longest gaps is more than its pace explains."""
+GAPS_REMEMBERED = 50.0
+"""A pause counts half after so many times its own length, and after :data:`LEAST_MEMORY` at least: one validation
+explains the next, while a night's suspension is forgotten."""
+LEAST_MEMORY = 600.0
+LONGEST_GAP = 6 * 3600.0
+"""What a clock that was set, or a peer that makes times up, may claim as a pause."""
 PACE_SPAN = 30.0
 """Seconds over which the present pace is taken."""
 
@@ -33,7 +43,7 @@ class State(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     STALLED = "stalled"  # connected, and silent for longer than its own pace explains
-    LOST = "lost"  # not connected for over 10 s, or its process is known to be gone
+    LOST = "lost"  # not connected for over 10 s and not known to be there, or its process is known to be gone
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
@@ -58,21 +68,25 @@ class RankFacts:
     """What is known of one rank.
 
     Attributes:
+        incarnation: Its process life.
         ended: How it said it ended, else None.
         started: Whether a batch was told of.
         connected: Whether its transport is up.
         since: When the transport went down, on the caller's clock.
         gone: Whether its process is known to be gone.
-        told: When it last told of a batch or an epoch, on the caller's clock.
-        longest_gap: Longest pause between two such, of late; seconds.
+        present: Whether its process is known to be there, connected or not: a stopped one answers nobody.
+        told: When it last told of anything but the machine's load, on the caller's clock.
+        longest_gap: Longest pause between two batches or epochs, of late; seconds.
         paused: Whether it holds because it was asked to.
     """
 
+    incarnation: int = 0
     ended: State | None = None
     started: bool = False
     connected: bool = False
     since: float = 0.0
     gone: bool = False
+    present: bool = False
     told: float = 0.0
     longest_gap: float = 0.0
     paused: bool = False
@@ -82,7 +96,7 @@ def judge_rank(facts: RankFacts, now: float) -> State:
     """What one rank is doing."""
     if facts.ended is not None:
         return facts.ended
-    if facts.gone or (not facts.connected and now - facts.since > LOST_AFTER):
+    if facts.gone or not (facts.connected or facts.present or now - facts.since <= LOST_AFTER):
         return State.LOST
     if not facts.started:
         return State.WAITING
@@ -136,6 +150,7 @@ class Pace:
     epoch: int | None = None
     batch: int | None = None
     epochs_done: int = 0
+    first_epoch: int | None = None
     first: tuple[float, int] | None = None
     last: tuple[float, int] | None = None
     longest_gap: float = 0.0
@@ -144,13 +159,16 @@ class Pace:
     def told(self, time: float, step: int, epoch: int | None, batch: int | None, gap: float) -> None:
         """A row; ``gap`` is the longest pause among the rows before it that came with it, seconds."""
         if self.last is not None:
-            gap = max(gap, time - self.last[0])
-        # Old pauses are forgotten slowly, so that one long validation explains the next.
-        self.longest_gap = max(gap, self.longest_gap * 0.999)
+            passed = min(max(0.0, time - self.last[0]), LONGEST_GAP)
+            self.longest_gap *= 0.5 ** (passed / max(LEAST_MEMORY, GAPS_REMEMBERED * self.longest_gap))
+            gap = max(gap, passed)
+        self.longest_gap = max(min(gap, LONGEST_GAP), self.longest_gap)
         self.step, self.batch = step, batch
         self.epoch = self.epoch if epoch is None else epoch
         self.last = (time, step)
         self.first = self.first or self.last
+        if self._marks and time < self._marks[-1][0]:  # the trainer's clock was set
+            self._marks.clear()
         if not self._marks or time - self._marks[-1][0] >= 0.25:
             self._marks.append(self.last)
 
@@ -175,21 +193,22 @@ class Pace:
         epochs, per_epoch = _count(totals.get("epochs")), _count(totals.get("steps_per_epoch"))
         steps = _count(totals.get("steps"))
         if steps is None and epochs is not None and per_epoch is not None:
-            steps = epochs * per_epoch
+            steps = _count(epochs * per_epoch)
         fraction = eta = None
         if self.step is not None and steps:
-            fraction = min(1.0, (self.step + 1) / steps)
+            fraction = min(1.0, max(0.0, (self.step + 1) / steps))
+            if self.overall is not None:
+                eta = max(0.0, (steps - self.step - 1) * self.overall)
         elif epochs and (self.epochs_done or self.step is not None):
-            fraction = min(1.0, self.epochs_done / epochs)
-        if not ended and fraction is not None:
-            pace = self.overall
-            if steps and pace is not None and self.step is not None:
-                eta = max(0.0, (steps - self.step - 1) * pace)
-            elif fraction > 0:
-                eta = elapsed * (1 - fraction) / fraction
+            fraction = min(1.0, max(0.0, self.epochs_done / epochs))
+            # A resumed run has done some of them in another life, at a pace that is not known here.
+            done = self.epochs_done - (self.first_epoch or 0)
+            if done > 0:
+                eta = max(0.0, elapsed / done * (epochs - self.epochs_done))
         return Progress(
-            self.step, steps, self.epoch, epochs, self.batch, per_epoch, fraction, eta, self.of_late, elapsed
-        )
+            self.step, steps, self.epoch, epochs, self.batch, per_epoch, fraction, None if ended else eta,
+            self.of_late, elapsed,
+        )  # fmt: skip
 
 
 def _count(value: object) -> int | None:
@@ -215,12 +234,16 @@ class Condition:
 
     def met(self, value: float) -> bool:
         """Whether ``value`` meets it; NaN meets only ``!=``."""
-        return _OPERATORS[self.op](value, self.bound)
+        return bool(_OPERATORS[self.op](value, self.bound))
+
+    def first_met(self, values: Array) -> float | None:
+        """The first of ``values``, float64 ``(n,)``, that meets it; None when none does."""
+        found = np.flatnonzero(_OPERATORS[self.op](values, self.bound))
+        return float(values[found[0]]) if len(found) else None
 
 
-_OPERATORS = {
-    "<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__, "==": float.__eq__,
-    "!=": float.__ne__,
+_OPERATORS: dict[str, Callable[[Any, float], Any]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
 _CONDITION = re.compile(r"\s*(\S.*?)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|nan)\s*")
 
@@ -232,6 +255,6 @@ def parse_condition(text: str) -> Condition:
         UsageError: It is nothing of that form.
     """
     match = _CONDITION.fullmatch(text) if isinstance(text, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
-    if match is None:
+    if match is None or match[1][-1] in "<>=!":  # "loss =< 1" would wait for a metric called "loss ="
         raise UsageError(f"{str(text)[:80]!r} is no condition: write NAME op NUMBER, e.g. 'val_loss < 0.2'")
     return Condition(match[1], match[2], float(match[3]))

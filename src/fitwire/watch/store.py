@@ -1,8 +1,8 @@
 """The hub's database: blocks as they came, an index of samples, and one line a run.
 
 SQLite in WAL mode on a local disk. One blob holds one block, its key is (run, incarnation, rank, lane, first sequence
-number), so that storing a block again changes nothing. A connection belongs to the thread that opened it. What the
-blocks say is not known here.
+number), so that storing a block again changes nothing. A :class:`Store` is one connection; threads take turns at it.
+What the blocks say is not known here.
 """
 
 from __future__ import annotations
@@ -10,19 +10,27 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fitwire.errors import StoreError
-from fitwire.protocol.blocks import RECORDS, Block, Identity, pack_frames
+from fitwire.protocol.blocks import BULK, RECORDS, Block, Identity, pack_frames
 
 __all__ = ["SampleRef", "Store", "StoredBlock"]
 
 VERSION = 1
 """Of the tables, kept in ``user_version``."""
-MAX_BLOB = 2**30
+APPLICATION = int.from_bytes(b"fwst", "big")
+"""Kept in ``application_id``: another program's database must not get our tables."""
+PAGE_BYTES = 16 * 2**10
+"""A piece of a large sample is found by walking its pages: four times fewer than with SQLite's own size."""
+BUSY = 2.0
+"""Seconds to wait for whoever else writes; trainers must not take the hub for dead meanwhile."""
+SMALL_BYTES = 2**16
+"""A block of the sample lane without a sample is a tombstone; a larger one is something that is not known here."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -40,6 +48,7 @@ CREATE TABLE IF NOT EXISTS samples (
     PRIMARY KEY (run, incarnation, rank, seq)
 ) WITHOUT ROWID;
 """
+_OF = "run=? AND incarnation=? AND rank=? AND lane=?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +78,17 @@ class SampleRef:
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
-    """One block as it lies in the store: its key and its packed frames."""
+    """One block as it lies in the store: its key and its packed frames.
 
-    incarnation: int
-    rank: int
+    Attributes:
+        sender: Whose it is.
+        lane: 0 for records, 1 for samples.
+        first: Sequence number of its first record.
+        last: Sequence number of its last.
+        blob: Packed frames; empty when they were not read.
+    """
+
+    sender: Identity
     lane: int
     first: int
     last: int
@@ -80,7 +96,7 @@ class StoredBlock:
 
 
 class Store:
-    """One thread's way into the database.
+    """One connection to the database.
 
     Args:
         path: Of the file; made, with its folder's rights left alone, when ``write``.
@@ -92,47 +108,62 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str], *, write: bool = True) -> None:
         self.path = Path(path)
+        self._db: sqlite3.Connection | None = None
         try:
             if write:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 # Made here with these rights, because SQLite would take the umask's.
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-                self._db = sqlite3.connect(self.path, isolation_level=None, timeout=10.0)
-                self._prepare()
-            else:
-                self._db = sqlite3.connect(
-                    self.path.absolute().as_uri() + "?mode=ro", uri=True, isolation_level=None, timeout=10.0
-                )
-                self._check_version()
+            where = f"{self.path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
+            self._db = sqlite3.connect(where, uri=True, isolation_level=None, timeout=BUSY, check_same_thread=False)
+            self._prepare(self._db, write)
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"cannot open the store {self.path}: {error}; pass another path, or free the disk"
-            ) from error
+            self.close()
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"cannot open the store {self.path}: {error}; free or mend it, or name another") from error
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        # A power cut may cost the last moments of the store; a killed hub costs nothing.
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._check_version()
-        self._db.executescript(_TABLES)
-        self._db.execute(f"PRAGMA user_version={VERSION}")
-
-    def _check_version(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+    def _prepare(self, db: sqlite3.Connection, write: bool) -> None:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+        if tables and application != APPLICATION:
+            raise StoreError(f"{self.path} is another program's database: name another file for the store")
         if version > VERSION:
-            self._db.close()
             raise StoreError(f"the store {self.path} was made by a newer fitwire (format {version}): update this one")
+        if not write:
+            return
+        if not tables:
+            db.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            db.execute(f"PRAGMA application_id={APPLICATION}")
+        db.execute("PRAGMA journal_mode=WAL")
+        # A power cut may cost the last moments of the store; a killed hub costs nothing.
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_TABLES)
+        db.execute(f"PRAGMA user_version={VERSION}")
 
     def close(self) -> None:
-        """Close the connection."""
-        self._db.close()
+        """Close the connection; again, does nothing."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextmanager
+    def _open(self, doing: str) -> Generator[sqlite3.Connection]:
+        if self._db is None:
+            raise StoreError(f"the store {self.path} was closed")
+        try:
+            yield self._db
+        # An OverflowError is a number that no column holds.
+        except (sqlite3.Error, OverflowError) as error:
+            raise StoreError(f"cannot {doing} the store {self.path}: {error}") from error
 
     # -- writing
 
     def commit(
         self,
         blocks: Sequence[Block],
-        samples: Sequence[tuple[bytes, SampleRef]],
+        samples: Sequence[tuple[bytes, SampleRef]] = (),
         summaries: Sequence[dict[str, Any]] = (),
     ) -> None:
         """Store all of this, or nothing of it.
@@ -140,71 +171,69 @@ class Store:
         Raises:
             StoreError: The database refuses, e.g. because the disk is full; nothing was stored.
         """
-        rows = [
-            (
-                b.sender.run, b.sender.incarnation, b.sender.rank, b.lane, b.first, b.last, b.nbytes,
-                pack_frames(b.frames),
-            )
-            for b in blocks
-        ]  # fmt: skip
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._open("write to") as db:
             try:
-                self._db.executemany(
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany(
                     "INSERT OR IGNORE INTO blocks (run, incarnation, rank, lane, first, last, size, blob)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
+                    map(_block_row, blocks),
                 )
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (run, s.incarnation, s.rank, s.seq, s.name, s.step, s.epoch, s.time, json.dumps(s.arrays))
-                        for run, s in samples
-                    ],
-                )
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (
-                            bytes.fromhex(s["id"]), s["name"], s["project"], s["started"], s["touched"], s["state"],
-                            json.dumps(s),
-                        )
-                        for s in summaries
-                    ],
-                )  # fmt: skip
+                if samples:
+                    db.executemany(
+                        "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        [
+                            (run, s.incarnation, s.rank, s.seq, s.name, s.step, s.epoch, s.time, json.dumps(s.arrays))
+                            for run, s in samples
+                        ],
+                    )
+                if summaries:
+                    rows = [(bytes.fromhex(s["id"]), *(s[key] for key in _LINE), json.dumps(s)) for s in summaries]
+                    db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk may have ended it already
+                    db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot write to the store {self.path}: {error}") from error
 
     # -- reading
 
+    def _read(self, sql: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        with self._open("read") as db:
+            yield from db.execute(sql, values)
+
+    def _first(self, sql: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        with self._open("read") as db:
+            return cast("tuple[Any, ...] | None", db.execute(sql, values).fetchone())
+
     def have(self, sender: Identity, lane: int) -> int:
         """Highest sequence number stored of one lane of one source; 0 when there is none."""
-        row = self._db.execute(
-            "SELECT last FROM blocks WHERE run=? AND incarnation=? AND rank=? AND lane=? ORDER BY first DESC LIMIT 1",
-            (sender.run, sender.incarnation, sender.rank, lane),
-        ).fetchone()
+        row = self._first(f"SELECT last FROM blocks WHERE {_OF} ORDER BY first DESC LIMIT 1", _key(sender, lane))
         return int(row[0]) if row else 0
 
     def newest_incarnation(self, run: bytes, rank: int) -> int:
         """Greatest incarnation of a rank; 0 when the run is unknown."""
-        row = self._db.execute("SELECT MAX(incarnation) FROM blocks WHERE run=? AND rank=?", (run, rank)).fetchone()
-        return int(row[0] or 0)
+        # Probes of the index, where MAX over a rank would walk all blocks of the run.
+        number = 2**32
+        while number > 0:
+            row = self._first("SELECT MAX(incarnation) FROM blocks WHERE run=? AND incarnation<?", (run, number))
+            number = int(row[0] or 0) if row else 0
+            found = "SELECT 1 FROM blocks WHERE run=? AND incarnation=? AND rank=? LIMIT 1"
+            if self._first(found, (run, number, rank)):
+                break
+        return number
 
     def sources(self, run: bytes) -> list[tuple[int, int]]:
         """(incarnation, rank) of every source of a run, oldest first."""
-        # One probe of the index a source, where DISTINCT would walk all blocks.
+        # One probe of the index a source, where DISTINCT or MAX would walk all blocks.
         found: list[tuple[int, int]] = []
         at = (-1, -1)
         while True:
-            row = self._db.execute(
+            row = self._first(
                 "SELECT incarnation, rank FROM blocks WHERE run=? AND (incarnation, rank) > (?, ?)"
                 " ORDER BY incarnation, rank LIMIT 1",
                 (run, *at),
-            ).fetchone()
+            )
             if row is None:
                 return found
             at = (int(row[0]), int(row[1]))
@@ -212,43 +241,69 @@ class Store:
 
     def blocks(self, sender: Identity, lane: int = RECORDS, after: int = 0) -> Iterator[StoredBlock]:
         """Blocks of one lane of one source whose first sequence number is above ``after``, in order."""
-        cursor = self._db.execute(
-            "SELECT first, last, blob FROM blocks WHERE run=? AND incarnation=? AND rank=? AND lane=? AND first>?"
-            " ORDER BY first",
-            (sender.run, sender.incarnation, sender.rank, lane, after),
+        sql = f"SELECT first, last, blob FROM blocks WHERE {_OF} AND first>? ORDER BY first"
+        for first, last, blob in self._read(sql, (*_key(sender, lane), after)):
+            yield StoredBlock(sender, lane, first, last, blob)
+
+    def stones(self, sender: Identity, after: int = 0) -> Iterator[StoredBlock]:
+        """Blocks of the sample lane above ``after`` that hold no sample, in order: what was given up."""
+        sql = (
+            f"SELECT first, last, CASE WHEN size<={SMALL_BYTES} THEN blob ELSE x'' END FROM blocks AS b"
+            f" WHERE {_OF} AND first>? AND NOT EXISTS (SELECT 1 FROM samples AS s WHERE s.run=b.run"
+            " AND s.incarnation=b.incarnation AND s.rank=b.rank AND s.seq BETWEEN b.first AND b.last) ORDER BY first"
         )
-        for first, last, blob in cursor:
-            yield StoredBlock(sender.incarnation, sender.rank, lane, first, last, blob)
+        for first, last, blob in self._read(sql, (*_key(sender, BULK), after)):
+            yield StoredBlock(sender, BULK, first, last, blob)
 
-    def piece(self, sender: Identity, lane: int, first: int, at: int, size: int) -> tuple[int, bytes] | None:
-        """Total size of a block's packed form and ``size`` bytes of it from ``at``; None when it is not here."""
-        row = self._db.execute(
-            "SELECT id, size FROM blocks WHERE run=? AND incarnation=? AND rank=? AND lane=? AND first=?",
-            (sender.run, sender.incarnation, sender.rank, lane, first),
-        ).fetchone()
-        if row is None:
+    def piece(self, sender: Identity, lane: int, seq: int, at: int, size: int) -> tuple[int, bytes] | None:
+        """Total size, packed, of the block that holds record ``seq``, and ``size`` bytes of it from ``at``.
+
+        None when it is not here.
+        """
+        sql = f"SELECT id, last FROM blocks WHERE {_OF} AND first<=? ORDER BY first DESC LIMIT 1"
+        row = self._first(sql, (*_key(sender, lane), seq))
+        if row is None or row[1] < seq:
             return None
-        with self._db.blobopen("blocks", "blob", row[0], readonly=True) as blob:
-            blob.seek(min(at, len(blob)))
-            return len(blob), blob.read(size)
+        with self._open("read") as db, db.blobopen("blocks", "blob", row[0], readonly=True) as blob:
+            total = len(blob)
+            blob.seek(min(at, total))
+            return total, blob.read(max(0, min(size, total - at)))
 
-    def samples(self, sender: Identity, after: int = 0) -> list[SampleRef]:
+    def samples(self, sender: Identity, after: int = 0) -> Iterator[SampleRef]:
         """What samples of one source are stored above sequence number ``after``, in order."""
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT seq, name, step, epoch, time, arrays FROM samples"
             " WHERE run=? AND incarnation=? AND rank=? AND seq>? ORDER BY seq",
             (sender.run, sender.incarnation, sender.rank, after),
         )
-        return [
-            SampleRef(sender.incarnation, sender.rank, seq, name, step, epoch, time, _arrays(arrays))
-            for seq, name, step, epoch, time, arrays in rows
-        ]
+        for seq, name, step, epoch, time, arrays in rows:
+            yield SampleRef(sender.incarnation, sender.rank, seq, name, step, epoch, time, _arrays(arrays))
 
     def summaries(self) -> list[dict[str, Any]]:
-        """The line kept of every run, oldest first."""
-        rows = self._db.execute("SELECT summary FROM runs ORDER BY started, run")
-        return [json.loads(row[0]) for row in rows]
+        """The line kept of every run, oldest first; what of one is spoilt is left out."""
+        found: list[dict[str, Any]] = []
+        for run, summary, *line in self._read(f"SELECT run, summary, {', '.join(_LINE)} FROM runs ORDER BY started"):
+            known: dict[str, Any] = {"id": bytes(run).hex(), **dict(zip(_LINE, line, strict=True))}
+            try:
+                found.append(known | json.loads(summary))
+            except (ValueError, TypeError):
+                found.append(known)
+        return found
+
+
+_LINE = ("name", "project", "started", "touched", "state")
+
+
+def _key(sender: Identity, lane: int) -> tuple[bytes, int, int, int]:
+    return sender.run, sender.incarnation, sender.rank, lane
+
+
+def _block_row(block: Block) -> tuple[Any, ...]:
+    return *_key(block.sender, block.lane), block.first, block.last, block.nbytes, pack_frames(block.frames)
 
 
 def _arrays(text: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in json.loads(text).items()}
+    try:
+        return {name: (dtype, tuple(shape)) for name, (dtype, shape) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):  # spoilt: the sample itself says it again
+        return {}

@@ -5,34 +5,31 @@ It asks its :class:`~fitwire.watch.desk.Desk` anew each time, so it never shows 
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 
-from fitwire.errors import ConditionNotMet, FitwireError, UnknownRun, UsageError, WaitTimeout
-from fitwire.events import Alert, Event, Log
+from fitwire.errors import ConditionNotMet, UnknownRun, UsageError, WaitTimeout
+from fitwire.events import Alert, Log
 from fitwire.protocol.arrays import Array
 from fitwire.watch.desk import Desk
-from fitwire.watch.history import History, Span, explode_span
-from fitwire.watch.roster import badge_of
-from fitwire.watch.series import PERS, Curve
+from fitwire.watch.history import History
+from fitwire.watch.series import PERS, Columns, Curve
 from fitwire.watch.states import Progress, State, parse_condition
 from fitwire.watch.store import SampleRef
+from fitwire.watch.stream import EventStream
+from fitwire.watch.summary import badge_of
 
-__all__ = ["EventStream", "SampleList", "WatchedRun", "WatchedSample"]
-
-logger = logging.getLogger("fitwire")
+__all__ = ["SampleList", "WatchedRun", "WatchedSample"]
 
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class WatchedSample:
-    """Arrays of a few examples at one step; fetched when first asked for.
+    """Arrays of a few examples at one step; fetched when first asked for, then kept.
 
     Attributes:
         name: What it shows.
@@ -50,6 +47,7 @@ class WatchedSample:
     rank: int
     shapes: dict[str, tuple[str, tuple[int, ...]]]
     _source: tuple[Desk, bytes, SampleRef]
+    _arrays: dict[str, Array] | None = None
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -59,8 +57,10 @@ class WatchedSample:
             UnknownRun: The store has let go of it.
             LinkError: The hub did not send it.
         """
-        desk, run, ref = self._source
-        return dict(desk.load(run, ref).arrays)
+        if self._arrays is None:
+            desk, run, ref = self._source
+            self._arrays = dict(desk.load(run, ref).arrays)
+        return self._arrays
 
     def __repr__(self) -> str:
         what = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in self.shapes.items())
@@ -208,7 +208,7 @@ class WatchedRun:
         """What it is doing, in a sentence."""
         line, state = self._line, self.state
         if state is State.STALLED:
-            return "stalled: connected, but silent for longer than its own pace explains"
+            return "stalled: its process is there, but silent for longer than its own pace explains"
         if state is State.LOST:
             return "lost: its process is gone or its host cannot be reached"
         return f"{state}: {line['reason']}" if line["reason"] else str(state)
@@ -310,27 +310,25 @@ class WatchedRun:
             UsageError: ``until`` is not of that form.
         """
         condition = parse_condition(until) if until is not None else None
-        seen: dict[str, int] = {}
+        looked: tuple[History | None, dict[Columns, int]] = (None, {})
 
         def look() -> float | Literal[True] | None:
-            ended = self.ended
-            if condition is not None:
-                for per in PERS:
-                    try:
-                        values = self.curve(condition.name, per).values
-                    except UnknownRun:
-                        continue
-                    start = seen.get(per, 0)
-                    seen[per] = len(values)
-                    met = next((value for value in values[start:].tolist() if condition.met(value)), None)
-                    if met is not None:
-                        return cast(float, met)
-            return True if ended else None
+            nonlocal looked
+            line = self._line  # before the values: with the end, the last of them is there
+            if condition is None:
+                return True if line["settled"] and State(line["state"]).ended else None
+            backend, history = self._desk.history(self._run)
+            if history is not looked[0]:
+                looked = (history, {})
+            with backend.changed:
+                met = history.first_met(condition.name, condition.first_met, looked[1])
+            return True if met is None and State(line["state"]).ended else met
 
         found = self._desk.wait_for(look, timeout)
         if found is None:
             what = "end" if condition is None else f"have {condition}"
-            raise WaitTimeout(f"run {self.name} did not {what} within {timeout or 0:g} s; it is {self.state}")
+            why = "before the monitor was closed" if self._desk.closing.is_set() else f"within {timeout or 0:g} s"
+            raise WaitTimeout(f"run {self.name} did not {what} {why}; it is {self.state}")
         if condition is None:
             return None
         if found is True:
@@ -368,7 +366,7 @@ class WatchedRun:
         Raises:
             UsageError: That library is not installed.
         """
-        table = self._ask(_table)
+        table = _table(self._ask(_curves))
         for library in ("pandas", "polars") if kind == "auto" else (kind,):
             try:
                 module = __import__(library)
@@ -380,8 +378,8 @@ class WatchedRun:
         )
 
 
-def _table(history: History) -> dict[str, Any]:
-    """Columns of all points, a row a point."""
+def _curves(history: History) -> list[tuple[int, Curve]]:
+    """All curves of all ranks."""
     curves: list[tuple[int, Curve]] = []
     for name in history.metrics + history.gauges:
         for per in PERS:
@@ -390,6 +388,11 @@ def _table(history: History) -> dict[str, Any]:
                     curves.append((rank, history.curve(name, per, rank)))
                 except UnknownRun:
                     continue
+    return curves
+
+
+def _table(curves: list[tuple[int, Curve]]) -> dict[str, Any]:
+    """Columns of all points, a row a point."""
     sizes = [len(curve) for _, curve in curves]
 
     def repeated(values: list[Any], dtype: Any) -> Array:
@@ -408,63 +411,3 @@ def _table(history: History) -> dict[str, Any]:
         "time": joined("times", np.float64),
         "value": joined("values", np.float64),
     }
-
-
-class EventStream:
-    """Events of one run in order; an iterator, and an asynchronous one.
-
-    Metrics come row by row; the arrays of a sample are fetched as it is reached.
-    """
-
-    def __init__(self, desk: Desk, run: bytes, follow: bool) -> None:
-        self._desk, self._run, self._follow = desk, run, follow
-        self._events = self._walk()
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        event = await asyncio.to_thread(next, self._events, None)
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    def _ended(self) -> bool:
-        return State(self._desk.backend.summary(self._run)["state"]).ended
-
-    def _walk(self) -> Iterator[Event]:
-        at = 0
-        while not self._desk.closing.is_set():
-            # Asked before what was said: the end is told after all the rest.
-            last = not self._follow or self._ended()
-            said = self._said(at)
-            at += len(said)
-            for item in said:
-                yield from self._events_of(item)
-            if not said and last:
-                return
-            if not said:
-                self._await_more(at)
-
-    def _said(self, at: int) -> list[Span | Event | SampleRef]:
-        return self._desk.ask(self._run, lambda history: history.said[at:])
-
-    def _await_more(self, at: int) -> None:
-        self._desk.wait_for(lambda: True if self._said(at) or self._ended() else None, None)
-
-    def _events_of(self, item: Span | Event | SampleRef) -> Iterator[Event]:
-        if isinstance(item, Span):
-            yield from explode_span(item)
-        elif isinstance(item, SampleRef):
-            try:
-                yield self._desk.load(self._run, item)
-            except FitwireError as error:
-                logger.warning("%s", error)
-        else:
-            yield item
