@@ -1,7 +1,7 @@
 """What does one ``log`` of four floats cost the training thread?
 
 Side by side in one run, with nobody listening to fitwire: an empty function, ``run.log``, and the seed's way (a PUB
-socket's ``send_json`` to a receiver in another process). In a tight loop (``tight_p50`` of single calls, the clock's own
+socket's ``send_json`` to a receiver in another process). In a tight loop (``tight_p50`` of single calls, the clock's
 cost, which is what the empty function shows, included; ``tight_mean`` with all that other threads take meanwhile), and
 paced at 1 kHz, where caches are cold as between training steps. Prints one JSON line, times in µs; trust the ratios.
 """

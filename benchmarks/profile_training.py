@@ -1,9 +1,9 @@
 """What of fitwire runs on the training thread, batch by batch?
 
-Trains a small model by hand in numpy and logs four floats a batch, with nobody listening. Once under ``sys.setprofile``,
-which sees every call of Python and C on this thread: which functions of fitwire, and how often in a batch. Once under
-cProfile, for what they cost. Then a few samples, for what those bring. The I/O thread is not looked at: the point is that
-it is another thread. Prints a table to stderr and one JSON line.
+Trains a small model by hand in numpy and logs four floats a batch, with nobody listening. Once under
+``sys.setprofile``, which sees every call of Python and C on this thread: which functions of fitwire, and how often in a
+batch. Once under cProfile, for what they cost. Then a few samples, for what those bring. The I/O thread is not looked
+at: the point is that it is another thread. Prints a table to stderr and one JSON line.
 """
 
 from __future__ import annotations
