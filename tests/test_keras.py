@@ -97,6 +97,19 @@ def test_every_value_is_the_one_keras_has_to_the_last_bit(monitor: Monitor) -> N
     assert run.state == "finished" and run.badge == "complete"
 
 
+def test_batch_values_are_keras_running_means_and_say_so(monitor: Monitor) -> None:
+    """Losses of 0, 1, 4 and 9 are told as Keras tells them, not undone; the run says what they are."""
+    model = line(optimizer=keras.optimizers.SGD(0.0))
+    model.set_weights([np.zeros((4, 1)), np.zeros(1)])
+    y = np.arange(4.0).reshape(4, 1)
+
+    model.fit(np.zeros((4, 4)), y, batch_size=1, shuffle=False, verbose=0, callbacks=[ZMQProgress()])
+    run = ended(monitor)
+
+    np.testing.assert_allclose(run.curve("loss", per="batch").values, [0, 0.5, 5 / 3, 3.5], rtol=1e-6)
+    assert run.info["batch_values"] == "running means over the epoch"
+
+
 def test_validation_every_other_epoch_and_split_off(monitor: Monitor) -> None:
     """``val_`` points stand only at the epochs that had validation."""
     kept = pictures().fit(

@@ -3,7 +3,7 @@
 Hooks in, :class:`~fitwire.train.run.Run` calls out. Each ``fit`` is one training, hence one run. The model is touched
 only where it is whole: at the begin and end of training and of epochs, and, to predict samples every n steps, before a
 batch. Batch ends read nothing but what Keras hands over, because on jax a mere touch of the model costs a copy of its
-state.
+state. Longer than other files, because a front door is one file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ __all__ = ["ZMQProgress"]
 
 UNKNOWN = sys.maxsize
 """Batches in an epoch whose end only its data know."""
+RUNNING_MEANS = "running means over the epoch"
+"""What Keras's batch values are; told, so that views can label them. Undoing them is wrong when batches differ."""
 MAX_LAYERS = 500
 """Layers told of one by one; the sums count all."""
 
@@ -193,16 +195,8 @@ class ZMQProgress(keras.callbacks.Callback):
             settings = dataclasses.replace(settings, config=_found(_compiled, model))
         fit.totals = _totals(fit)
         fit.described = bool(getattr(model, "built", False))
-        backend = str(cast(Any, keras).backend.backend())
-        modules = {"keras": keras, backend: sys.modules.get(backend), "numpy": np}
-        self.run = Run(
-            settings,
-            {
-                "framework": "keras", "backend": backend, "totals": fit.totals, "model": _found(_summary, model),
-                "versions": {name: str(getattr(module, "__version__", "")) for name, module in modules.items()},
-                "optimizer": _found(_optimizers, model), **({"what": self._what} if self._what else {}),
-            },
-        )  # fmt: skip
+        what = {"what": self._what} if self._what else {}
+        self.run = Run(settings, {**_facts(model), "totals": fit.totals, **what})
         if settings.mode == "disabled":
             return
         self.run.status_at_exit = "interrupted"
@@ -394,6 +388,20 @@ def _found(look: Callable[[Any], Any], model: Any) -> Any:
         return look(model)
     except Exception:
         return None
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    """What is known before the first batch."""
+    backend = str(cast(Any, keras).backend.backend())
+    modules = {"keras": keras, backend: sys.modules.get(backend), "numpy": np}
+    return {
+        "framework": "keras",
+        "backend": backend,
+        "versions": {name: str(getattr(module, "__version__", "")) for name, module in modules.items()},
+        "batch_values": RUNNING_MEANS,
+        "model": _found(_summary, model),
+        "optimizer": _found(_optimizers, model),
+    }
 
 
 def _totals(fit: _Fit) -> dict[str, int | None]:
