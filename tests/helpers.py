@@ -26,7 +26,7 @@ from fitwire.protocol.blocks import (
     encode_block,
     encode_message,
 )
-from fitwire.protocol.sink import Sink, reject
+from fitwire.protocol.sink import CREDIT_BYTES, CREDIT_RECORDS, Sink, reject
 from fitwire.protocol.source import Source, State
 from fitwire.transport.memory import LossyLink
 
@@ -161,7 +161,8 @@ class MemoryHub:
         self.store: dict[tuple[int, int], Block] = {}
         self.sink: Sink | None = None
         self.bad = 0
-        self._credit = credit
+        self._credit = credit or (CREDIT_BYTES, CREDIT_RECORDS)
+        self._lives = 0
         self._answers: list[list[Buffer]] = []
 
     def have(self) -> list[int]:
@@ -184,7 +185,8 @@ class MemoryHub:
             self.bad += 1
             return
         if message.kind == Kind.HELLO and self.sink is None:
-            self.sink = Sink(message.sender, self.have(), *([self._credit] if self._credit else []))
+            self._lives += 1  # a random session would make a failing case another one when it is run again
+            self.sink = Sink(message.sender, self.have(), self._credit, session=self._lives)
         if self.sink is None:
             self._answers.append(reject(message.sender, "unknown"))
             return
