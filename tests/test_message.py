@@ -19,7 +19,7 @@ import zmq
 
 import fitwire.message
 from fitwire import pair
-from fitwire.errors import AddressInUse, EncodeError, NotOpenError, UsageError
+from fitwire.errors import AddressError, AddressInUse, EncodeError, NotOpenError, UsageError
 from fitwire.message import (
     BaseMessageParticipant,
     PairedMessageParticipant,
@@ -376,6 +376,18 @@ def test_a_taken_port_is_one_sentence_and_leaves_nothing_half_open(ports: tuple[
     second.close()
 
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", [PairedSender, PairedReceiver])
+def test_a_wrong_address_leaves_nothing_half_open(kind: type[PairedSender] | type[PairedReceiver]) -> None:
+    """When one socket cannot be made the other's port is free again."""
+    good = f"tcp://127.0.0.1:{free_port()}"
+    broken = kind("nonsense", good)
+    with pytest.raises(AddressError, match="nonsense"):
+        broken.setup()
+
+    with Receiver(good) as receiver:
+        assert receiver.check_message(0) is None
 
 
 def test_a_port_taken_by_another_program_is_told_by_a_plain_receiver(address: str) -> None:

@@ -346,3 +346,28 @@ def test_several_requests_in_one_check_are_answered_once(ports: tuple[int, int])
         assert sender.hear() == {"type": "handshake reply", "id": "c"}
         assert sender.heard.poll(100) == 0
         sender.close()
+
+
+def test_an_answer_waits_for_a_sender_whose_socket_for_it_is_not_up_yet(ports: tuple[int, int]) -> None:
+    """The second sender asks once, before it listens: the answer is kept although the first one's place is empty."""
+    with PairedReceiver.from_tcp_ports(*ports[::-1]) as receiver:
+        first = Raw(*ports)
+        first.wait()
+        first.out.send_json({"type": "handshake request", "id": "first"})
+        assert receiver.receive_handshake() is True
+        assert first.hear()["id"] == "first"
+        first.close()
+        until(lambda: not receiver.has_peer)
+        time.sleep(0.1)  # its own socket for answers has noticed as well
+        context = zmq.Context()
+        speak, listen = context.socket(zmq.XPUB), context.socket(zmq.SUB)
+        speak.connect(f"tcp://127.0.0.1:{ports[0]}")
+        assert speak.poll(30_000)
+        speak.send_json({"type": "handshake request", "id": "second"})
+        assert receiver.check_messages(timeout=5000, times_to_check=1) == []
+        listen.subscribe("")
+        listen.bind(f"tcp://127.0.0.1:{ports[1]}")
+
+        assert listen.poll(30_000)
+        assert listen.recv_json() == {"type": "handshake reply", "id": "second"}
+        context.destroy(linger=0)

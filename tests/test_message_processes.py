@@ -291,6 +291,21 @@ def test_what_was_sent_is_delivered_at_exit_also_when_the_sender_was_dropped(por
     assert [message["number"] for message in messages] == list(range(50))
 
 
+def test_at_exit_what_is_held_still_waits_a_moment_for_a_receiver(ports: tuple[int, int]) -> None:
+    """A script that ends just before somebody listens is still heard: exit delivers, within its bound."""
+    address = f"tcp://127.0.0.1:{ports[0]}"
+    code = (
+        "import sys, atexit\nfrom fitwire.message import Sender\n"
+        "atexit.register(print, 'exiting', flush=True)\n"  # registered last, so run first
+        "s = Sender(sys.argv[1]); s.send_dict({'last': 'words'})\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "exiting\n"
+        with Receiver(address) as receiver:
+            assert receiver.check_message(30_000) == {"last": "words"}
+
+
 FORK = """
 import os, sys
 from fitwire.message import *
