@@ -53,7 +53,7 @@ MODULES = [file for file in sorted((SRC / "fitwire").rglob("*.py")) if ">>> " in
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     """And each run that it started is in the hub's store, complete."""
-    script = tmp_path / f"{page.stem}.py"
+    script = tmp_path / f"page_{page.stem}.py"  # lightning.py would stand in front of the package
     script.write_text(_program(page), "utf-8")
     with Monitor() as monitor:
         done = subprocess.run(
