@@ -24,8 +24,8 @@ ZERO_COPY_BYTES = 64 * 2**10
 MAX_FRAME_BYTES = 2 * CHUNK_BYTES
 """Nothing we send is longer; a peer that sends more is cut off by libzmq before it is in memory."""
 PEER_IN, PEER_OUT = 1_000, 10_000
-"""Messages that a hub takes in from one peer before it has looked, and that it keeps for one that does not read. Credit,
-and a page of an answer in the smallest blocks, are less: only a flood meets them."""
+"""Messages that a hub takes in from one peer before it has looked, and that it keeps for one that does not read.
+Credit, and a page of an answer in the smallest blocks, are less: only a flood meets them."""
 
 
 class Sent(Enum):
