@@ -234,7 +234,11 @@ class SocketThread(ABC):
         """Wait at most ``timeout`` seconds for the thread to have ended."""
         # A garbage collection inside the thread itself may lead here.
         if threading.current_thread() is not self._thread and not self.is_forked(quiet=True):
-            self._thread.join(timeout)
+            with self._changed:
+                # Not join alone: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
+                ended = self._changed.wait_for(lambda: self._over, timeout)
+            if ended:
+                self._thread.join(GRACE_SECONDS)
 
     def _ring(self) -> None:
         """Wake the thread."""
