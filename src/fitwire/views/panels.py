@@ -55,7 +55,11 @@ _OWN = ("learning_rate", "perf/")
 
 
 EARLY = 0.05
+"""Share of the way that may lie beyond a chart's range."""
 ENOUGH = 20
+"""Values after it, to leave it out of the range."""
+FLATTENED = 2.0
+"""How many times greater the range must be with it."""
 
 
 class HasCurves(Protocol):
@@ -280,15 +284,22 @@ def chart(run: HasCurves, columns: int, label: str | None = None, y_ticks: int =
         Line(curve.name, role, decimate(curve.steps, curve.values, columns, (left, right)), curve.last)
         for role, curve in curves
     )
-    y = _value_range([_settled(curve, left, right) for _, curve in curves])
+    y = _range_of([curve for _, curve in curves], left, right)
     return Chart(pair.label, lines, (left, right), y, ticks(left, right, x_ticks), ticks(*y, y_ticks), columns)
 
 
-def _settled(curve: Curve, left: float, right: float) -> Array:
-    """Values after the first twentieth of the way, where that leaves enough: a first loss ten times the rest would
-    flatten all that follows. Views draw what lies beyond the range along its edge; a later spike is never beyond it."""
-    later = curve.values[curve.steps > left + EARLY * (right - left)]
-    return later if np.isfinite(later).sum() >= ENOUGH else curve.values
+def _range_of(curves: Sequence[Curve], left: float, right: float) -> tuple[float, float]:
+    """Least and greatest value; of those after the first twentieth of the way where the rest would flatten them.
+
+    A first loss may be ten times all that follows. Views draw what lies beyond the range along its edge; only the
+    beginning can be there, a later spike never is.
+    """
+    whole = _value_range([curve.values for curve in curves])
+    later = [curve.values[curve.steps > left + EARLY * (right - left)] for curve in curves]
+    if sum(int(np.isfinite(values).sum()) for values in later) < ENOUGH:
+        return whole
+    settled = _value_range(later)
+    return settled if whole[1] - whole[0] > FLATTENED * (settled[1] - settled[0]) else whole
 
 
 def _value_range(values: Sequence[Array]) -> tuple[float, float]:

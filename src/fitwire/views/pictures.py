@@ -119,7 +119,8 @@ def _picture_view(values: Array, role: str) -> Array | None:
         values = values[:, 0]
     if values.ndim == 4:
         first, last = values.shape[1], values.shape[3]
-        if last not in _CHANNELS and (first in _CHANNELS or first < last):
+        trailing = last in _CHANNELS and min(values.shape[1:3]) >= SMALLEST_SIDE
+        if not trailing and (first in _CHANNELS or first < last):
             values = np.moveaxis(values, 1, -1)
     return values if values.ndim in (3, 4) and min(values.shape[1:3]) >= SMALLEST_SIDE else None
 
