@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import gc
 import inspect
 import json
@@ -17,8 +16,6 @@ import numpy as np
 import pytest
 import zmq
 
-import fitwire.message
-from fitwire import pair
 from fitwire.errors import AddressError, AddressInUse, EncodeError, NotOpenError, UsageError
 from fitwire.message import (
     BaseMessageParticipant,
@@ -28,8 +25,7 @@ from fitwire.message import (
     Receiver,
     Sender,
 )
-from fitwire.protocol import handshake, plain
-from fitwire.transport import pubsub
+from fitwire.protocol import plain
 from helpers import free_port, until
 from message_end import AWKWARD, EXPECTED, SeedReceiver, fingerprint, summary, tell
 from test_message_bytes import BAD
@@ -502,20 +498,3 @@ def test_a_busy_receiver_loses_nothing(ports: tuple[int, int]) -> None:
 
         messages = receiver.check_messages(timeout=5000, times_to_check=len(EXPECTED["numbers"]) + len(AWKWARD))
         assert summary(messages) == EXPECTED
-
-
-@pytest.mark.parametrize("module", [fitwire.message, pair, plain, handshake, pubsub])
-def test_the_examples_in_the_docstrings_are_true(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is run, at ports that are free now."""
-    free = {"9001": free_port(), "9002": free_port()}
-    monkeypatch.setattr(PairedSender, "from_defaults", lambda: PairedSender.from_tcp_ports(*free.values()))
-    monkeypatch.setattr(PairedReceiver, "from_defaults", lambda: PairedReceiver.from_tcp_ports(*[*free.values()][::-1]))
-    names = {"np": np, **vars(fitwire.message), **vars(module)}
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for example in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__, globs=names):
-        for part in example.examples:
-            part.source = part.source.replace("9001", str(free["9001"]))
-        runner.run(example)
-
-    assert runner.tries > 0
-    assert runner.failures == 0

@@ -131,7 +131,7 @@ class Sender(BaseMessageParticipant):
     system's buffer.
 
     Example:
-        >>> receiver, sender = Receiver("tcp://127.0.0.1:9001"), Sender("tcp://127.0.0.1:9001")
+        >>> receiver, sender = Receiver("tcp://127.0.0.1:9003"), Sender("tcp://127.0.0.1:9003")
         >>> with receiver, sender:
         ...     sender.send_dict({"epoch": 0, "loss": 0.25})
         ...     receiver.check_message(timeout=5000)
@@ -228,7 +228,7 @@ class Receiver(BaseMessageParticipant):
 
     Example:
         >>> import numpy as np
-        >>> with Receiver("tcp://127.0.0.1:9001") as receiver, Sender("tcp://127.0.0.1:9001") as sender:
+        >>> with Receiver("tcp://127.0.0.1:9003") as receiver, Sender("tcp://127.0.0.1:9003") as sender:
         ...     sender.send_array({"name": "mask"}, np.eye(2))
         ...     message = receiver.check_message(timeout=5000)
         >>> message["name"], message["ndarray"].tolist()

@@ -91,7 +91,7 @@ class Publisher(SocketThread):
         dropped: Messages known to be lost, by reason.
 
     Example:
-        >>> publisher = Publisher("tcp://127.0.0.1:9001", ContextShare())
+        >>> publisher = Publisher("tcp://127.0.0.1:9004", ContextShare())
         >>> publisher.send([b"held until somebody listens"])
         1
         >>> publisher.close(linger=0)
