@@ -89,7 +89,7 @@ def test_a_command_is_documented_with_all_its_options(name: str) -> None:
     command = COMMANDS[name]
     assert command is not None
     sections = re.split(r"^(?=#)", (DOCS / "reference" / "cli.md").read_text("utf-8"), flags=re.MULTILINE)
-    own = [section for section in sections if re.search(rf"\b{name}\b", section.splitlines()[0])] if sections else []
+    own = [section for section in sections if re.match(rf"#.*\b{name}\b", section)]
     text = "".join(own)
     options = [max(p.opts, key=len) for p in command.params if isinstance(p, click.Option)]
 
