@@ -79,8 +79,8 @@ def test_a_chart_has_exactly_the_size_asked_for(width: int, height: int) -> None
 
 def test_labels_stand_beside_their_values() -> None:
     """Names with their newest value above, values at the left, steps below."""
-    found = drawn(np.linspace(1, 0, 101), 20)
-    text = [line.plain for line in plot(found, 20, 10)]
+    found = drawn(np.linspace(1, 0, 131), 40)
+    text = [line.plain for line in plot(found, 40, 10)]
 
     assert "loss 0" in text[0]
     assert any(line.lstrip().startswith("1┤") for line in text[1:3])

@@ -69,7 +69,7 @@ def _stacked(examples: list[list[Tile]], width: int, each: int, label: int, colo
     cell = max(SMALLEST, (width - label) // wanted)
     drawn = [[_draw(tile, cell - 1, each, colour) for tile in example] for example in examples]
     cell = max(len(line) for example in drawn for picture in example for line in picture[:1]) + 1
-    count = max(1, (width - label) // cell)
+    count = max(1, min(len(examples), (width - label) // cell))
     lines: list[Text] = []
     for place, tile in enumerate(examples[0]):
         pictures = [example[place] for example in drawn[:count]]
