@@ -250,7 +250,8 @@ class ZMQProgress(keras.callbacks.Callback):
         logs = {} if logs is None else logs
         model = self._whole_model()
         rates = cast("dict[str, float]", _found(_learning_rates, model) or {})
-        values: dict[str, Any] = {**_pace(model, fit), **rates, **logs}
+        own = {name: value for name, value in (rates | _pace(model, fit)).items() if name not in logs}
+        values: dict[str, Any] = {**logs, **own}
         run.end_epoch(values, epoch=epoch, step=fit.done - 1)
         fit.logs, fit.sent = logs, frozenset(values)
         if fit.batches == UNKNOWN:
