@@ -386,6 +386,14 @@ def test_a_step_is_a_batch_that_stepped_however_many_optimizers(tapes: list[Tape
     assert [each["name"] for each in tapes[0].info()["optimizer"]] == ["SGD", "SGD"]
 
 
+def test_max_steps_is_no_total_when_optimizers_step_by_hand(tapes: list[Tape]) -> None:
+    """It counts each optimizer's steps, and only the module knows how many a batch has."""
+    fit(Manual(), max_epochs=-1, max_steps=6)
+
+    assert tapes[0].info()["totals"] == {"epochs": None, "steps_per_epoch": 4, "steps": None}
+    assert len(tapes[0].rows("batch")) == 3
+
+
 def test_the_learning_rate_is_the_one_the_batch_was_trained_with(tapes: list[Tape]) -> None:
     """A schedule that steps each batch has moved on by the batch's end."""
     module, _ = fit()
@@ -399,12 +407,12 @@ def test_a_fit_from_a_checkpoint_goes_on_counting(tapes: list[Tape], tmp_path: P
     _, trainer = fit(max_epochs=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
 
-    fit(max_epochs=3, ckpt_path=tmp_path / "two.ckpt", callback=ZMQProgress(samples=examples()[:3], sample_freq=3))
+    fit(max_epochs=3, ckpt_path=tmp_path / "two.ckpt", callback=ZMQProgress(samples=examples()[:3], sample_freq=5))
 
     assert labels(tapes[1].rows("batch", "loss")) == [(8 + b, 2, b) for b in range(4)]
     assert labels(tapes[1].rows("epoch")) == [(11, 2, None)]
     assert tapes[1].info()["totals"]["steps"] == 12
-    assert [sample.step for sample in tapes[1].only(Sample)] == [8, 11]
+    assert [sample.step for sample in tapes[1].only(Sample)] == [9]
 
 
 def test_a_fit_from_the_middle_of_an_epoch_goes_on_there(tapes: list[Tape], tmp_path: Path) -> None:
@@ -642,18 +650,19 @@ def test_samples_are_the_models_own_output_on_the_same_weights(tapes: list[Tape]
         assert samples[0].arrays["input"].tobytes() == x.numpy().tobytes()
 
 
-def test_samples_every_n_steps_are_made_when_a_step_is_done(tapes: list[Tape]) -> None:
-    """Gradients accumulated over three batches: two steps in each epoch of four batches; a sample every two."""
-    fit(Plain(), callback=ZMQProgress(samples=examples()[:3], sample_freq=2), accumulate_grad_batches=3, max_epochs=3)
-    order = [
-        (type(r).__name__, r.step, getattr(r, "batch", None))
-        for r in tapes[0].records
-        if isinstance(r, Sample) or (isinstance(r, Row) and r.per == "batch")
+@pytest.mark.parametrize(("freq", "steps"), [(1, range(6)), (2, (1, 3, 5)), (4, (3,))])
+def test_samples_every_n_steps_are_made_when_a_step_is_done(tapes: list[Tape], freq: int, steps: Any) -> None:
+    """Gradients accumulated over three batches: of the four in an epoch, the third and the fourth make a step."""
+    callback = ZMQProgress(samples=examples()[:3], sample_freq=freq)
+    fit(Plain(), callback=callback, accumulate_grad_batches=3)
+    records = [r for r in tapes[0].records if isinstance(r, Sample) or (isinstance(r, Row) and r.per == "batch")]
+    before = [
+        (records[index - 1].step, records[index - 1].batch, record.step)
+        for index, record in enumerate(records)
+        if isinstance(record, Sample)
     ]
-    samples = [index for index, (kind, _, _) in enumerate(order) if kind == "Sample"]
 
-    assert [order[index][1] for index in samples] == [1, 3, 5]
-    assert [order[index - 1] for index in samples] == [("Row", step, 3) for step in (1, 3, 5)]
+    assert before == [(step, 2 + step % 2, step) for step in steps]
 
 
 def careless(model: Any) -> dict[str, Any]:
@@ -683,6 +692,30 @@ def test_training_ends_with_exactly_the_weights_it_has_without_fitwire(
         ends.append((state, module.losses, chance, flags, trainer.optimizers[0].state_dict()["param_groups"]))
 
     assert len(tapes[0].only(Sample)) >= 2
+    assert ends[0] == ends[1]
+
+
+def test_gradients_that_live_from_batch_to_batch_are_left_alone(tapes: list[Tape]) -> None:
+    """In manual optimization a module may gather them for as long as it likes."""
+
+    class Gathers(Awkward):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            self.manual_backward(self.loss(batch))
+            if batch_idx == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    ends = []
+    for callback in (pl.Callback(), ZMQProgress(samples=careless, sample_freq=1)):
+        module, _ = fit(Gathers, callback=callback)
+        ends.append([p.detach().numpy().tobytes() + p.grad.numpy().tobytes() for p in module.parameters()])
+
+    assert len(tapes[0].only(Sample)) == 12
     assert ends[0] == ends[1]
 
 
