@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "views": WING | {"watch"},
     "demo": WING | DOORS | {"train", "watch", "views"},
     "cli": WING | {"watch", "views", "demo"},
+    "__main__": {"cli"},
     # what the package exports, lazily; what it loads at once is held below
     "__init__": WING | DOORS | {"train", "watch"},
 }
