@@ -145,7 +145,7 @@ def test_a_chart_marks_where_a_value_was_no_number() -> None:
 
 
 def test_a_first_loss_far_above_the_rest_does_not_flatten_it() -> None:
-    """What comes in the first twentieth may lie beyond the range; a later spike never does."""
+    """What comes in the first tenth may lie beyond the range; a later spike never does."""
     values = np.r_[np.full(5, 100.0), np.linspace(1.0, 0.5, 195)]
     later = values.copy()
     later[100] = 50.0

@@ -54,7 +54,7 @@ _OWN = ("learning_rate", "perf/")
 """Metrics that fitwire adds by itself; they stand last and in no chart unless there is no other."""
 
 
-EARLY = 0.05
+EARLY = 0.1
 """Share of the way that may lie beyond a chart's range."""
 ENOUGH = 20
 """Values after it, to leave it out of the range."""
@@ -289,7 +289,7 @@ def chart(run: HasCurves, columns: int, label: str | None = None, y_ticks: int =
 
 
 def _range_of(curves: Sequence[Curve], left: float, right: float) -> tuple[float, float]:
-    """Least and greatest value; of those after the first twentieth of the way where the rest would flatten them.
+    """Least and greatest value; of those after the first tenth of the way where the rest would flatten them.
 
     A first loss may be ten times all that follows. Views draw what lies beyond the range along its edge; only the
     beginning can be there, a later spike never is.
