@@ -378,6 +378,8 @@ def _keep_pace(pace: Pace, rows: MetricRows) -> None:
         pace.epochs_done = max(pace.epochs_done, int(np.nanmax(epochs, initial=-1)) + 1)
     with np.errstate(over="ignore"):  # of a peer that makes times up
         gap = float(np.diff(times).max(initial=0.0))
+    if pace.last is None:
+        pace.told(float(times[0]), int(steps[0]), None, None, 0.0)
     epoch, batch = float(epochs[-1]), float(batches[-1])
     pace.told(
         float(times[-1]), int(steps[-1]),

@@ -121,7 +121,8 @@ class Store:
             self.close()
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"cannot open the store {self.path}: {error}; free or mend it, or name another") from error
+            why = getattr(error, "strerror", None) or error
+            raise StoreError(f"cannot open the store {self.path}: {why}; free or mend it, or name another") from error
 
     def _prepare(self, db: sqlite3.Connection, write: bool) -> None:
         (application,) = db.execute("PRAGMA application_id").fetchone()
