@@ -225,7 +225,7 @@ def draw(runs: Sequence[WatchedRun], address: str, width: int, height: int, colo
 
 
 def _one_line(run: WatchedRun, width: int) -> Text:
-    text = state_text(run.state)
+    text = Text.assemble(state_text(run.state))
     text.pad_right(max(0, 13 - text.cell_len))
     progress = run.progress
     share = "    " if progress.fraction is None else f"{progress.fraction:4.0%}"
