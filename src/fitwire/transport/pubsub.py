@@ -190,7 +190,8 @@ class Publisher(SocketThread):
         return ticket
 
     def _drop(self, reason: str, messages: int) -> int:
-        if self._warn and reason not in self.dropped:
+        # At interpreter exit nobody can do anything about it, and daemon threads may go on sending into closed doors.
+        if self._warn and reason not in self.dropped and not is_exiting():
             _log.warning("messages are being dropped (%s); counted, and not said again", reason)
         self.dropped[reason] += messages
         return 0
