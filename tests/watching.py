@@ -29,8 +29,8 @@ def row(step: int, per: Per = "batch", *, epoch: int | None = None, time: float 
 
 
 def picture(step: int = 0, name: str = "masks", *, time: float | None = None, size: int = 4) -> Sample:
-    """A sample of one array, whose bytes are the step."""
-    array = np.full((1, size), step, np.uint8)
+    """A sample of one array, whose bytes are the step, modulo 256."""
+    array = np.full((1, size), step % 256, np.uint8)
     return Sample(time=T0 + step if time is None else time, step=step, name=name, arrays={"image": array})
 
 

@@ -46,7 +46,7 @@ def first_summary(run: bytes, hello: Mapping[str, Any], now: float) -> dict[str,
 
 def checked_summary(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line as another hub tells it, or as an earlier one left it; what it lacks, or has in another form, is blank."""
-    found = {key: line[key] if _is_like(line.get(key), blank) else blank for key, blank in _BLANK.items()}
+    found = {key: value if _is_like(value := line.get(key), blank) else blank for key, blank in _BLANK.items()}
     found["progress"] = {**_BLANK["progress"], **_finite(found["progress"])}
     if found["state"] not in set(State):
         found["state"] = _BLANK["state"]
@@ -56,7 +56,7 @@ def checked_summary(line: Mapping[str, Any]) -> dict[str, Any]:
 def _is_like(value: object, blank: object) -> bool:
     if isinstance(blank, float):
         return isinstance(value, (int, float)) and math.isfinite(value)
-    return type(value) is type(blank) or (blank is None and isinstance(value, str))
+    return type(value) is type(blank) or (blank is None and isinstance(value, str))  # of the group
 
 
 def summarize(

@@ -1,0 +1,411 @@
+"""Tests of ``fitwire.watch.roster``: what a hub knows of its runs, with a store and a clock set by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitwire.errors import UnknownRun
+from fitwire.events import Log
+from fitwire.protocol.blocks import Block, Identity
+from fitwire.watch.roster import Roster
+from fitwire.watch.states import State
+from fitwire.watch.store import Store
+from fitwire.watch.summary import badge_of
+from watching import RUN, Teller, ended, keep, message_of, row, started
+
+HELLO = {"name": "calm-fox", "project": "p", "host": "node1"}
+
+
+class Room:
+    """A roster with its store, told as a hub tells it.
+
+    Attributes:
+        now: The clock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now = path, 1000.0
+        self.store = Store(path)
+        self.roster = Roster()
+        self.roster.load(self.store, self.now)
+
+    def hear(self, blocks: list[Block]) -> None:
+        """Store and tell."""
+        keep(self.store, blocks)
+        with self.roster.changed:
+            for block in blocks:
+                self.roster.loaded(self.store, block.sender.run).add(message_of(block), block.count)
+                self.roster.told(block.sender, self.now)
+
+    def join(self, teller: Teller) -> None:
+        self.roster.joined(self.store, teller.sender, HELLO, self.now)
+
+    def save(self) -> None:
+        lines = self.roster.unsaved()
+        self.store.commit([], (), lines)
+        self.roster.saved(lines)
+
+    def state(self, run: bytes = RUN, after: float = 0.0) -> str:
+        """What it is doing, ``after`` more seconds."""
+        self.now += after
+        self.roster.refresh(self.now)
+        return str(self.roster.summary(run)["state"])
+
+    def again(self) -> Room:
+        """The next hub, with the same store."""
+        self.store.close()
+        return Room(self.path)
+
+
+@pytest.fixture
+def room(fitwire_dir: Path) -> Iterator[Room]:
+    made = Room(fitwire_dir / "store.sqlite3")
+    yield made
+    made.store.close()
+
+
+def named(number: int) -> Teller:
+    return Teller(run=number.to_bytes(16, "big"))
+
+
+# -- states by time
+
+
+def test_a_run_goes_through_its_states_as_time_passes(room: Room) -> None:
+    """Waiting, running, stalled, running, down for a moment, lost, back again, finished."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(started()))
+    seen = [room.state(), room.state(after=60.0)]
+    room.hear(teller.say(row(0)))
+    seen += [room.state(after=1.0), room.state(after=10.0)]
+    room.hear(teller.say(row(1)))
+    seen += [room.state(after=1.0)]
+    room.roster.link(teller.sender, room.now, connected=False)
+    seen += [room.state(after=5.0), room.state(after=6.0)]
+    room.join(teller)
+    room.hear(teller.say(row(2)))
+    seen += [room.state(after=1.0)]
+    room.hear(teller.say(ended()))
+    seen += [room.state(after=1.0)]
+
+    assert seen == ["waiting", "waiting", "running", "stalled", "running", "running", "lost", "running", "finished"]
+
+
+def test_a_process_that_is_known_to_be_gone_is_lost_at_once_and_one_that_is_there_is_not(room: Room) -> None:
+    """Killed: lost now. Stopped, and so not answering: stalled, however long."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(started(), row(0)))
+    room.roster.link(teller.sender, room.now, connected=False, present=True)
+    stopped = [room.state(after=12.0), room.state(after=1e5)]
+    room.roster.link(teller.sender, room.now, connected=False, gone=True)
+
+    assert stopped == ["stalled", "stalled"]
+    assert room.state(after=0.1) == "lost"
+
+
+def test_the_machines_load_is_no_sign_of_life(room: Room) -> None:
+    """A thread of its own tells of it every 15 s while the training hangs."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(row(0)))
+    states = []
+    for _ in range(3):
+        room.now += 15.0
+        room.hear(teller.say(row(0, "time", cpu=99.0)))
+        states.append(room.state())
+    room.hear(teller.say(Log(text="still here")))
+
+    assert states == ["stalled"] * 3
+    assert room.state(after=0.2) == "running"
+
+
+def test_summaries_are_made_ten_times_a_second_at_most(room: Room) -> None:
+    """Of a run that tells all the time; the end of a burst is not missed."""
+    teller = Teller()
+    room.join(teller)
+    revisions = set()
+    for step in range(100):
+        room.hear(teller.say(row(step)))
+        room.state(after=0.01)
+        revisions.add(room.roster.summary(RUN)["revision"])
+    room.state(after=0.2)
+
+    assert 8 <= len(revisions) <= 12
+    assert room.roster.summary(RUN)["progress"]["step"] == 99
+
+
+# -- ranks and lives
+
+
+def test_ranks_that_took_different_seconds_are_one_start(room: Room) -> None:
+    """The second to greet must not make the first forgotten."""
+    zero, one = Teller(1000, 0), Teller(1001, 1)
+    for teller in (zero, one):
+        room.join(teller)
+        room.hear(teller.say(started(), row(0)))
+    before = room.state()
+    room.roster.link(zero.sender, room.now, connected=False, gone=True)
+
+    assert before == "running"
+    assert room.state(after=1.0) == "lost"
+    assert room.roster.summary(RUN)["ranks"] == [0, 1]
+
+
+def test_a_run_is_complete_when_all_its_ranks_are(room: Room) -> None:
+    """Not before."""
+    zero, one = Teller(1000, 0), Teller(1001, 1)
+    badges = []
+    for teller in (zero, one):
+        room.join(teller)
+        room.hear(teller.say(started(), row(0), ended()))
+    for teller in (zero, one):
+        room.roster.completed(teller.sender)
+        room.state(after=1.0)
+        badges.append(badge_of(room.roster.summary(RUN)))
+
+    assert badges == ["end not confirmed", "complete"]
+
+
+def test_a_job_that_comes_back_smaller_is_judged_by_who_came_back(room: Room) -> None:
+    """Rank 1 of the first start never said goodbye."""
+    for teller in (Teller(1000, 0), Teller(1001, 1)):
+        room.join(teller)
+        room.hear(teller.say(started(), row(0)))
+        room.roster.link(teller.sender, room.now, connected=False, gone=True)
+    lost = room.state()
+    again = Teller(5000, 0)
+    room.join(again)
+    room.hear(again.say(started(), row(0)))
+
+    assert (lost, room.state(after=1.0)) == ("lost", "running")
+
+
+def test_a_run_that_had_ended_goes_on_as_a_new_life(room: Room) -> None:
+    """No longer finished, no longer complete."""
+    first, second = Teller(1000), Teller(2000)
+    room.join(first)
+    room.hear(first.say(started(), row(5), ended("failed", reason="oops")))
+    room.roster.completed(first.sender)
+    before = (room.state(), room.roster.summary(RUN)["reason"], room.roster.summary(RUN)["complete"])
+    room.join(second)
+    room.hear(second.say(started(), row(3)))
+    after = (room.state(after=1.0), room.roster.summary(RUN)["reason"], room.roster.summary(RUN)["complete"])
+
+    assert before == ("failed", "oops", True)
+    assert after == ("running", "", False)
+
+
+def test_what_an_older_life_still_does_changes_nothing(room: Room) -> None:
+    """Its connection goes, its goodbye comes: neither is the new one's."""
+    first, second = Teller(1000), Teller(2000)
+    for teller in (first, second):
+        room.join(teller)
+        room.hear(teller.say(row(0)))
+    room.roster.link(first.sender, room.now, connected=False, gone=True)
+    room.roster.completed(first.sender)
+
+    assert room.state(after=1.0) == "running"
+    assert room.roster.summary(RUN)["complete"] is False
+
+
+def test_strangers_are_no_runs(room: Room) -> None:
+    """What is told of a source that never greeted is passed over."""
+    stranger = Identity(b"x" * 16, 1, 0)
+    room.roster.link(stranger, 0.0, connected=False)
+    room.roster.completed(stranger)
+    room.roster.told(stranger, 0.0)
+
+    assert room.roster.summaries() == []
+    with pytest.raises(UnknownRun):
+        room.roster.summary(stranger.run)
+
+
+# -- from one hub to the next
+
+
+def test_the_next_hub_knows_what_the_last_one_knew(room: Room) -> None:
+    """Lines as they were; a run that had not ended is waited for, then lost."""
+    done, going = named(1), named(2)
+    for teller in (done, going):
+        room.join(teller)
+        room.hear(teller.say(started(f"run{teller.sender.run[-1]}"), row(0)))
+    room.hear(done.say(ended()))
+    room.roster.completed(done.sender)
+    room.state(done.sender.run, after=1.0)
+    room.save()
+    later = room.again()
+    states = [later.state(going.sender.run), later.state(going.sender.run, after=11.0)]
+    line = later.roster.summary(done.sender.run)
+
+    assert states == ["running", "lost"]
+    assert (line["name"], line["state"], line["complete"], line["settled"]) == ("run1", "finished", True, True)
+    later.store.close()
+
+
+def test_what_was_stored_after_the_last_line_was_saved_counts(room: Room) -> None:
+    """A hub that was killed had said running; the end lies among the blocks."""
+    teller = Teller()
+    room.join(teller)
+    room.save()
+    room.hear(teller.say(started("wise-owl"), row(0), ended("failed")))
+    later = room.again()
+
+    assert later.state() == "failed"
+    assert later.roster.summary(RUN)["name"] == "wise-owl"
+    later.store.close()
+
+
+def test_revisions_grow_from_one_hub_to_the_next(room: Room) -> None:
+    """Whoever follows compares what he knows with what the next hub says; a clock set back must not hide news."""
+    room.join(Teller())
+    room.save()
+    line = room.roster.unsaved() or room.store.summaries()
+    future = line[0] | {"revision": 2**62}
+    room.store.commit([], (), [future])
+    later = room.again()
+    revision, lines = later.roster.news(2**62)
+
+    assert [entry["id"] for entry in lines] == [RUN.hex()]
+    assert revision >= lines[0]["revision"] > 2**62
+    later.store.close()
+
+
+def test_a_spoilt_line_does_not_keep_a_hub_from_opening(room: Room) -> None:
+    """What can be read is shown."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(started("wise-owl")))
+    room.state(after=1.0)
+    room.save()
+    assert room.store._db is not None
+    room.store._db.execute("""UPDATE runs SET state='dancing', summary='{"state":"dancing","started":NaN}'""")
+    later = room.again()
+
+    assert later.roster.summary(RUN)["name"] == "wise-owl"
+    assert State(later.state()) is State.LOST
+    later.store.close()
+
+
+def test_a_line_is_unsaved_until_it_is_saved_as_it_is(room: Room) -> None:
+    """What changed while it was being written is written again; what could not be written too."""
+    teller = Teller()
+    room.join(teller)
+    lines = room.roster.unsaved()
+    room.hear(teller.say(row(0)))
+    room.state(after=1.0)
+    room.roster.saved(lines)
+    again = room.roster.unsaved()
+    room.roster.saved(again)
+
+    assert [line["id"] for line in again] == [RUN.hex()]
+    assert again[0]["state"] == "running"
+    assert room.roster.unsaved() == []
+
+
+# -- many runs
+
+
+def test_histories_of_runs_that_rest_are_let_go_and_read_again(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest used first; those that go on are never; killed and interrupted ones rest too."""
+    monkeypatch.setattr("fitwire.watch.roster.KEEP_LOADED", 2)
+    tellers = [named(number) for number in range(6)]
+    for number, teller in enumerate(tellers):
+        room.join(teller)
+        room.hear(teller.say(started(), row(number)))
+        if number < 4:
+            room.hear(teller.say(ended("interrupted")))
+            room.roster.link(teller.sender, room.now, connected=False, gone=True)
+    room.roster.link(tellers[4].sender, room.now, connected=False, gone=True)
+    room.state(tellers[0].sender.run, after=1.0)
+    held = [room.roster.held(teller.sender.run) is not None for teller in tellers]
+    read = room.roster.loaded(room.store, tellers[0].sender.run)
+
+    assert held == [False, False, False, True, True, True]
+    assert read.curve("loss").steps.tolist() == [0]
+    room.state(tellers[0].sender.run, after=1.0)
+    assert [room.roster.held(t.sender.run) is not None for t in tellers] == [True, False, False, False, True, True]
+
+
+def test_a_hub_opens_without_reading_what_has_ended(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hundred ended or lost runs are three hundred lines."""
+    for number in range(300):
+        teller = named(number)
+        room.join(teller)
+        room.hear(teller.say(started(), row(0), *([ended()] if number % 2 else [])))
+        room.roster.link(teller.sender, room.now, connected=False, gone=True)
+    room.state(named(0).sender.run, after=1.0)
+    room.save()
+    read: list[Any] = []
+    monkeypatch.setattr("fitwire.watch.roster.load_history", lambda *what: read.append(what))
+    later = room.again()
+
+    assert len(later.roster.summaries()) == 300
+    assert read == []
+    later.store.close()
+
+
+def test_news_are_the_lines_that_changed_since_in_order(room: Room) -> None:
+    """And nothing else is walked through."""
+    tellers = [named(number) for number in range(5)]
+    for teller in tellers:
+        room.join(teller)
+    since, _ = room.roster.news(0)
+    room.hear(tellers[3].say(row(0)))
+    room.state(tellers[0].sender.run, after=1.0)
+    room.hear(tellers[1].say(row(0)))
+    room.state(tellers[0].sender.run, after=1.0)
+    revision, lines = room.roster.news(since)
+
+    assert [line["id"] for line in lines] == [tellers[3].sender.run.hex(), tellers[1].sender.run.hex()]
+    assert lines[0]["revision"] < lines[1]["revision"] <= revision
+    assert room.roster.news(revision) == (revision, [])
+
+
+def test_lines_are_newest_start_first(room: Room) -> None:
+    """As a list shows them; a copy, so that nobody changes them."""
+    for number, at in ((1, 50.0), (2, 70.0), (3, 60.0)):
+        teller = named(number)
+        room.join(teller)
+        room.hear(teller.say(started(f"run{number}", time=at)))
+    room.state(named(1).sender.run, after=1.0)
+    room.roster.summaries()[0]["name"] = "changed"
+
+    assert [line["name"] for line in room.roster.summaries()] == ["run2", "run3", "run1"]
+
+
+def test_the_first_to_read_a_history_is_believed(room: Room) -> None:
+    """A reader that was slower than the hub's thread gives up his own."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(row(0)))
+    first = room.roster.held(RUN)
+    assert first is not None
+
+    assert room.roster.adopt(type(first)(RUN)) is first
+
+
+def test_the_bell_rings_for_whoever_waits(room: Room) -> None:
+    """On another thread, when a history has grown."""
+    woken = threading.Event()
+
+    def wait() -> None:
+        with room.roster.changed:
+            ready.set()
+            if room.roster.changed.wait(30.0):
+                woken.set()
+
+    ready = threading.Event()
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    ready.wait(30.0)
+    room.roster.bump()
+    waiter.join(30.0)
+
+    assert woken.is_set()
