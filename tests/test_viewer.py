@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_hello_is_repeated_until_the_hub_has_said_welcome() -> None:
     times = [now / 100 for now in range(2000) if kinds(lonely.due(now / 100))]
 
     assert times[:5] == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5], abs=0.02)
-    assert all(later - sooner <= 5.01 for sooner, later in zip(times, times[1:], strict=False))
+    assert all(later - sooner <= 5.01 for sooner, later in itertools.pairwise(times))
 
 
 def test_a_welcome_to_another_hello_is_passed_over() -> None:
