@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# Threads that spin for each other on busy cores make a model of a few hundred weights a hundred times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Two busy cores make any deadline a coin toss; on a build machine the same commit must give the same answer.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])

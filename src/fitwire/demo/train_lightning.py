@@ -77,6 +77,7 @@ class History(Callback):
 def main() -> None:
     """Train, as a user would; one line of it is fitwire's."""
     args = options(__doc__, EPOCHS)
+    torch.set_num_threads(1)  # so small a model is slower on two, and much slower on two busy ones
     seed_everything(1, verbose=False)
     train, validation = (
         TensorDataset(*(torch.from_numpy(one.transpose(0, 3, 1, 2).copy()) for one in pair)) for pair in noisy_digits()
