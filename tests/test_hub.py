@@ -44,6 +44,31 @@ time.sleep(600)
 """
 
 
+NOBODY = Identity()
+
+
+MAD: list[dict[str, Any]] = [
+    {"t": "run_started"},
+    {"t": "run_started", "f": {"name": ""}},
+    {"t": "run_started", "f": {"name": "x", "tags": 3}},
+    {"t": "run_started", "f": {"name": "deep", "config": {"a": {"b": {"c": {"d": {"e": {}}}}}}}},
+    {"t": "run_started", "f": {"name": "t" * 256, "tags": ["t" * 30] * 1500, "time": 1e308}},
+    {"t": "run_ended", "f": {"status": "bored"}},
+    {"t": "metrics"},
+    {"t": "metrics", "names": ["a"], "per": "batch"},
+    {"t": "metrics", "names": 3},
+    {"t": "sample"},
+    {"t": "sample", "f": {"name": "s"}, "b": 70},
+    {"t": 7},
+    {"t": None},
+    {"t": "dropped", "f": {"count": -(2**50), "what": "w", "reason": "r"}},
+    {"t": "log", "f": {"text": "t", "level": "?"}},
+    {"t": "described", "f": {"what": "soul", "values": {}}},
+    {"t": "run_ended", "f": {"status": "failed", "time": -1e308}},
+]
+"""Parts of blocks that are whole, and say what nobody of ours would."""
+
+
 @pytest.fixture
 def address(fitwire_dir: Path) -> Address:
     return resolve(f"ipc://{fitwire_dir}/hub")
@@ -68,7 +93,7 @@ class Peer:
         self.link = Dealer(address)
         until(lambda: True in self.link.changes(), what="no connection")
 
-    def say(self, kind: int, body: dict[str, Any] | None = None, sender: Identity = Identity(), **more: Any) -> None:
+    def say(self, kind: int, body: dict[str, Any] | None = None, sender: Identity = NOBODY, **more: Any) -> None:
         assert self.link.send(encode_message(Message(kind, sender, body=body or {}, **more)))
 
     def raw(self, *frames: bytes) -> None:
@@ -268,22 +293,13 @@ def test_a_source_of_our_own_grammar_with_mad_contents_ends_nothing(hub: Hub, ad
     """Blocks that are whole and say nonsense are kept, acknowledged and passed over."""
     sender = Identity(b"m" * 16, 1, 0)
     peer.greet(sender)
-    bodies: list[Any] = [
-        {"t": "run_started"}, {"t": "run_started", "f": {"name": ""}}, {"t": "run_started", "f": {"name": "x", "tags": 3}},
-        {"t": "run_started", "f": {"name": "deep", "config": {"a": {"b": {"c": {"d": {"e": {}}}}}}}},
-        {"t": "run_started", "f": {"name": "t" * 256, "tags": ["t" * 30] * 1500, "time": 1e308}},
-        {"t": "run_ended", "f": {"status": "bored"}}, {"t": "metrics"}, {"t": "metrics", "names": ["a"], "per": "batch"},
-        {"t": "metrics", "names": 3}, {"t": "sample"}, {"t": "sample", "f": {"name": "s"}, "b": 70}, {"t": 7}, {"t": None},
-        {"t": "dropped", "f": {"count": -(2**50), "what": "w", "reason": "r"}}, {"t": "log", "f": {"text": "t", "level": "?"}},
-        {"t": "described", "f": {"what": "soul", "values": {}}}, {"t": "run_ended", "f": {"status": "failed", "time": -1e308}},
-    ]  # fmt: skip
-    for seq, part in enumerate(bodies, 1):
+    for seq, part in enumerate(MAD, 1):
         peer.say(Kind.BLOCK, {"n": 1, "parts": [part], "buffers": []}, sender, seq=seq)
 
     def stored() -> bool:
         store = Store(hub.store_path, write=False)
         try:
-            return store.have(sender, RECORDS) == len(bodies)
+            return store.have(sender, RECORDS) == len(MAD)
         finally:
             store.close()
 
