@@ -47,7 +47,7 @@ def first_summary(run: bytes, hello: Mapping[str, Any], now: float) -> dict[str,
 def checked_summary(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line as another hub tells it, or as an earlier one left it; what it lacks, or has in another form, is blank."""
     found = {key: value if _is_like(value := line.get(key), blank) else blank for key, blank in _BLANK.items()}
-    found["progress"] = {**_BLANK["progress"], **_finite(found["progress"])}
+    found["progress"] = {**_BLANK["progress"], **_finite(found["progress"] or {})}
     if found["state"] not in set(State):
         found["state"] = _BLANK["state"]
     return found
