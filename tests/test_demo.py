@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -140,6 +142,27 @@ def test_the_demo_ends_with_numbers_equal_to_the_frameworks_own(framework: str, 
     assert epochs == EPOCH_METRICS[framework]
     assert [sorted(one) for one in arrays] == [["image", "prediction", "target"]] * 2
     assert {value.shape[:1] for value in arrays[-1].values()} == {(12,)}
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_ended_takes_its_training_with_it(number: int, tmp_path: Path) -> None:
+    """Nothing runs on, nothing is left lying about; the exit code is a shell's after Ctrl-C."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "fitwire", "demo", "--framework", "loop"], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1" in line:
+            break
+    (training,) = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert not training.is_running()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.framework

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
+from functools import partial
 
 import click
 from rich.console import Console
@@ -45,6 +47,10 @@ def demo(
       fitwire demo --framework loop
     """
     chosen = choose(framework)
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave the training behind; Windows has no SIGHUP
+        if hasattr(signal, name):
+            number = getattr(signal, name)
+            ctx.call_on_close(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
     try:
         with start(chosen, address, epochs) as (training, monitor):
             run = _watch(training, monitor, "none" if as_json_ else view)
