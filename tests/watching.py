@@ -56,10 +56,10 @@ class Teller:
         self.packer = Packer(self.sender, self.blocks.append)
 
     def say(self, *records: Row | Event) -> list[Block]:
-        """Pack these, in blocks of their own; returns those."""
+        """Pack these, in blocks of their own; returns those, records before samples, as a source sends them."""
         before = len(self.blocks)
         self.packer.add(records)
-        return self.blocks[before:]
+        return sorted(self.blocks[before:], key=lambda block: block.lane)
 
 
 def block_of(sender: Identity, first: int, *events: Event, lane: int = RECORDS) -> Block:

@@ -88,13 +88,14 @@ class Local:
         return found[1]
 
     def close(self) -> None:
-        if self.hub is not None:
-            self.hub.close()
+        # The reader first: only a connection that writes can tidy up as the last.
         with self._reading:
             self._closed = True
             if self._store is not None:
                 self._store.close()
                 self._store = None
+        if self.hub is not None:
+            self.hub.close()
 
     def _with_store(self, read: Callable[[Store], Found]) -> Found:
         with self._reading:

@@ -115,6 +115,8 @@ class Roster:
             if source.spoke != entry.spoke.get(sender.rank):
                 facts.told = now
             entry.spoke[sender.rank] = source.spoke
+            if source.told != facts.started or (source.ended is None) != (facts.ended is None):
+                entry.refreshed = -1e9  # it began or ended: whoever is told so is not to be told late
 
     def link(self, sender: Identity, now: float, *, connected: bool, gone: bool = False, present: bool = False) -> None:
         """The transport of a source went up or down, or its process is known to be gone, or to be there."""
