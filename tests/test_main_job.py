@@ -98,6 +98,31 @@ def test_two_trainings_and_three_monitors_on_one_address(start: Start) -> None:
         assert (one.wait(30), two.wait(30)) == (0, 0)
 
 
+@pytest.mark.parametrize("order", ["hub viewer trainer", "hub trainer viewer", "trainer hub viewer", "trainer viewer"])
+def test_every_order_of_starting_ends_in_the_same_curve(start: Start, order: str) -> None:
+    """Trainer, hub and viewer may come in any order; without a hub of its own the viewer is the hub."""
+    parties = order.split()
+    viewer: Monitor | None = None
+    try:
+        for party in parties:
+            if party == "hub":
+                heard(start(HUB))
+            elif party == "trainer":
+                start(TRAINING, "any-order", 500, 0.003)
+            else:
+                viewer = Monitor(serve="hub" not in parties)
+        assert viewer is not None
+        run = viewer.wait_for_run("any-order", timeout=60)
+        run.wait(timeout=60)
+
+        assert viewer.is_hub is ("hub" not in parties)
+        assert (run.state, run.badge) == (State.FINISHED, "complete")
+        assert is_whole(run, 500)
+    finally:
+        if viewer is not None:
+            viewer.close()
+
+
 def test_a_hub_killed_in_the_middle_and_started_again_costs_nothing(start: Start) -> None:
     """Training goes on meanwhile, the curve is whole afterwards, and a viewer finds back by itself."""
     hub = start(HUB)
