@@ -166,6 +166,7 @@ def test_when_the_embedded_hub_leaves_another_takes_its_place(address: str, path
         until(lambda left=left: all(one.connected for one in left))
         monitors[monitors.index(leaving) + 1 :] = sorted(left, key=lambda one: not one.is_hub)
         revisions.append(left[-1].revision)
+    assert run.flush(60)  # closing alone waits for two seconds, and finding the new hub may take longer
     run.finish()
     last = monitors[2]
     watched = last.wait_for_run("calm-fox", timeout=30.0)
