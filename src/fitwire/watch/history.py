@@ -4,7 +4,7 @@ The same class serves the hub and whoever follows one, so both always agree. It 
 thread: its owner's lock guards it.
 
 When a run goes on as a new incarnation from an earlier step, the newest branch is what its curves show; the rows it
-replaces are kept.
+replaces are kept. Longer than most files here, so that how a history is built and how it is asked stand together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The hub: many sources and viewers on one socket; what a source sends is stored first, then acknowledged.
 
 One thread owns the socket, the machines and the writing end of the store. It never waits for a viewer: those ask, and
-ask again. Other threads of the process read through :attr:`Hub.roster`.
+ask again. Other threads of the process read through :attr:`Hub.roster`. Longer than most files here: what a turn of the
+thread does stands on one page.
 """
 
 from __future__ import annotations
