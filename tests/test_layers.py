@@ -26,7 +26,7 @@ GROUND = {"errors", "_version"}
 RULES = GROUND | {"protocol"}
 SAID = RULES | {"events", "transport"}
 PLAIN = {"message", "pair"}
-WING = SAID | PLAIN | {"sleap"}
+WING = SAID | PLAIN | {"sleap", "journal"}
 DOORS = {"keras", "lightning", "loop"}
 MAY_IMPORT: dict[str, set[str]] = {
     # a room may import itself and these; the floors of the house from the ground up
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transport": RULES,
     "events": RULES,
     "sleap": SAID,
+    "journal": SAID,
     "message": RULES | {"transport", "pair"},
     "pair": RULES | {"transport"},
     "train": WING,

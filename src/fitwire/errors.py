@@ -16,7 +16,8 @@
     │   └── Superseded                      a newer incarnation of the run has taken over
     ├── WaitTimeout (TimeoutError)          what was waited for did not happen in time
     │   └── ConditionNotMet                 the run ended, and it never happened
-    └── StoreError (OSError)                the hub's database cannot be read or written
+    ├── StoreError (OSError)                the hub's database cannot be read or written
+    └── JournalError (OSError)              a trainer's journal cannot be read or delivered
 
 This module knows nothing of the rest of the package.
 """
@@ -31,6 +32,7 @@ __all__ = [
     "EncodeError",
     "FitwireError",
     "HandshakeTimeout",
+    "JournalError",
     "LinkError",
     "NotOpenError",
     "ProtocolError",
@@ -130,3 +132,7 @@ class ConditionNotMet(WaitTimeout):
 
 class StoreError(FitwireError, OSError):
     """The hub's database cannot be opened, read or written."""
+
+
+class JournalError(FitwireError, OSError):
+    """A trainer's journal cannot be read or delivered; what it holds stays where it is."""
