@@ -45,7 +45,7 @@ def stage(fitwire_dir: Path, seed: int, figures: dict[str, Any]) -> Iterator[Sta
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not SOAK:
+    if not SOAK and terminalreporter.verbosity < 1:
         return
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):

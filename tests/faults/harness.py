@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,12 @@ class Program:
 class Hub(Program):
     """A hub that listens, in a process of its own."""
 
-    def counts(self) -> dict[str, int]:
-        """What it has counted: messages, hellos, faults by kind, duplicates."""
+    def counts(self) -> Counter[str]:
+        """What it has counted: messages, hellos, greetings of sources that were being heard, faults by kind."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return json.loads(self.line())
+        return Counter(json.loads(self.line()))
 
 
 class Trainer(Program):
@@ -234,6 +234,22 @@ class Stage:
                 break
             time.sleep(0.2)
         return self.judge()
+
+    def is_whole(self) -> bool:
+        """Whether the store holds each returned call once, in order, as it was, and nothing else; notes the figures.
+
+        What is not so is noted too, so that a failure names it.
+        """
+        verdict, account = self.judge(), self.account()
+        numbers = [number for _, number in account.samples]
+        sampled = [n for t in self.trainers for n in range(t.ledger.samples())]
+        odd: dict[str, Any] = {
+            "lost": verdict.lost, **verdict.faults, "dropped": dict(account.dropped), "missing": account.missing,
+            "holes": account.holes, "spoilt": account.spoilt, "samples": [] if numbers == sampled else numbers,
+        }  # fmt: skip
+        odd = {name: value for name, value in odd.items() if value}
+        self.figures |= {"odd": odd} if odd else {"samples": len(numbers)}
+        return not odd
 
     def never_waited(self) -> bool:
         """Whether no ``log`` call took so long that it can have waited for anything."""

@@ -20,10 +20,14 @@ from fitwire.watch.store import Store
 
 
 class CountingHub(Hub):
-    """Counts greetings of sources, and keeps what the machines of sources that left had counted."""
+    """Counts greetings of sources, and those of a source that was being heard: each is a connection given up."""
 
     def _greet_source(self, peer: bytes, message: Message, *rest: Any) -> None:
         self.counts["hellos"] += 1
+        link = self._links.get((message.sender.run, message.sender.rank))
+        # The first greeting may be said more than once, on a slow line: not one after records have come.
+        if link is not None and link.sink.sender == message.sender and any(link.sink._taken):
+            self.counts["greeted again"] += 1
         super()._greet_source(peer, message, *rest)
 
     def faults(self) -> Counter[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import random
+import select
 import socket
 import struct
 import threading
@@ -90,13 +91,16 @@ class _Line:
 
     def _read(self, source: socket.socket, sink: socket.socket, ready: queue.Queue, spoiler: _Spoiler) -> None:
         try:
-            while True:
+            while not self.proxy.closed:
+                # Not in recv: a socket that somebody reads from would send its RST only afterwards.
+                if not select.select([source], [], [], 0.05)[0]:
+                    continue
                 # Little at a time through a slow line: what is in here is under way, and cannot be taken back.
                 data = source.recv(4096 if self.proxy.rate else 65536)
                 if not data:
                     break
                 ready.put((time.monotonic() + self.proxy.delay, self.proxy.scramble(spoiler.pass_on(data))))
-        except OSError:
+        except (OSError, ValueError):  # closed, by the other thread or by us
             pass
         ready.put(None)
 
