@@ -238,13 +238,19 @@ class Dropped(_Said):
 
     Attributes:
         count: How many.
-        what: Their kind: ``"sample"`` or ``"metrics"``.
+        what: Their kind: ``"sample"`` or ``"metrics"``; ``"records"`` when nobody knows.
         reason: Why.
+        first_step: Least step among them; None when they had none.
+        last_step: Greatest step among them.
+        values: What is left of metrics: name to ``[n, min, max, mean, last]`` of its finite values.
     """
 
     count: int
     what: str
     reason: str
+    first_step: int | None = None
+    last_step: int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -335,7 +341,7 @@ def encode_event(event: Event) -> Part:
         if key in ("time", "rank", "step", "arrays"):
             continue
         value = getattr(event, key)
-        if value is not None:
+        if value is not None and not (key == "values" and not value and word == "dropped"):
             fields[key] = list(cast("tuple[str, ...]", value)) if isinstance(value, tuple) else value
     part: dict[str, Any] = {"t": word}
     if isinstance(event, Dropped):
@@ -437,6 +443,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "time": (int, float), "step": (int,), "epoch": (int,), "name": (str,), "project": (str,), "group": (str,),
     "tags": (list,), "config": (dict,), "info": (dict,), "what": (str,), "values": (dict,), "text": (str,),
     "level": (str,), "title": (str,), "status": (str,), "reason": (str,), "traceback": (str,), "count": (int,),
+    "first_step": (int,), "last_step": (int,),
 }  # fmt: skip
 
 

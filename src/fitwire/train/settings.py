@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fitwire.errors import UsageError
+from fitwire.errors import StoreError, UsageError
 from fitwire.events import MAX_NAME
 from fitwire.protocol.blocks import Identity
-from fitwire.transport.address import resolve
+from fitwire.transport.address import data_folder, resolve
+from fitwire.transport.process import private_folder
 
 __all__ = [
     "Durability",
@@ -31,6 +32,9 @@ Mode = Literal["online", "offline", "disabled"]
 Resume = Literal["auto", "must", "never"]
 Wire = Literal["fw", "pair"]
 Durability = Literal["memory"]
+
+MAX_INCARNATION = 2**32 - 1
+"""It travels in 32 bits."""
 
 _ADJECTIVES = (
     "amber brisk calm clear deft eager fleet fond gentle golden keen kind lively lucid merry mild neat noble plain "
@@ -189,11 +193,44 @@ def _torchrun_job(size: int) -> str | None:
 _incarnations: dict[tuple[bytes, int], int] = {}
 
 
-def next_identity(run: bytes, rank: int) -> Identity:
-    """A new incarnation: Unix seconds, or one more than the last this process knows of."""
+def next_identity(run: bytes, rank: int, *, claim: bool = False) -> Identity:
+    """A new incarnation: Unix seconds, or one more than the last that is known.
+
+    Args:
+        run: Its id.
+        rank: Of this process.
+        claim: Whether other processes may have been this run: then the number is looked up, and noted, in the data
+            folder. One that is started again within the same second, or after the clock was set back, would otherwise
+            be taken for the former, or for older than it.
+    """
     number = max(int(time.time()), _incarnations.get((run, rank), 0) + 1)
+    if claim:
+        try:
+            number = _claim(run, rank, number)
+        except (OSError, StoreError):  # no folder, a full disk: the clock has to do
+            pass
     _incarnations[run, rank] = number
     return Identity(run, number, rank)
+
+
+def _claim(run: bytes, rank: int, number: int) -> int:
+    """The first incarnation from ``number`` on that no process before has had, as far as the data folder knows.
+
+    An empty file bears the number in its name, because making one is atomic where locks may hang.
+    """
+    folder = private_folder(data_folder() / "lives")
+    prefix = f"{run.hex()}-{rank}-"
+    known = [int(text) for name in os.listdir(folder) if (text := name.removeprefix(prefix)) != name and text.isdigit()]
+    number = max([number, *(last + 1 for last in known if last < MAX_INCARNATION)])
+    while True:
+        try:
+            os.close(os.open(folder / f"{prefix}{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            break
+        except FileExistsError:
+            number += 1
+    for last in known:
+        (folder / f"{prefix}{last}").unlink(missing_ok=True)
+    return number
 
 
 def identify(
@@ -217,4 +254,5 @@ def identify(
         text = f"{settings.run_id} {shared}" if shared else None
     run = new_run_id() if text is None else run_id_of(text)
     here = found_rank if rank is None else rank
-    return next_identity(run, here), found_size if world_size is None else world_size
+    claim = text is not None and settings.mode != "disabled" and settings.wire == "fw"
+    return next_identity(run, here, claim=claim), found_size if world_size is None else world_size
