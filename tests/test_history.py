@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from fitwire.errors import DecodeError, UnknownRun
 from fitwire.events import Alert, Described, Dropped, Log, Metrics, encode_event, encode_rows
 from fitwire.protocol.blocks import BULK, RECORDS, Identity, Kind, Message, encode_block
+from fitwire.watch.branches import Branch, Gap
 from fitwire.watch.history import MAX_KINDS, MAX_LINES, SPAN_ROWS, History, SampleRef, Span, explode_span
 from fitwire.watch.states import parse_condition
 from helpers import records
-from watching import RUN, T0, Teller, ended, message_of, picture, row, said, started, tell
+from watching import RUN, T0, Teller, block_of, ended, message_of, picture, row, said, started, tell
 
 NAN = float("nan")
 
@@ -125,6 +126,58 @@ def test_epochs_are_cut_by_epochs_and_gauges_not_at_all() -> None:
 
     assert history.curve("acc").values.tolist() == [1.0, 2.0]
     assert history.curve("cpu").values.tolist() == [1.0, 2.0]
+
+
+def test_branches_say_where_each_life_began_and_what_it_took_up_again() -> None:
+    """The first, one that only went on, one that went back, and one that has told of no step yet."""
+    history = History(RUN)
+    for number, steps in ((1000, range(10)), (2000, range(10, 20)), (3000, range(15, 18))):
+        life = Teller(number)
+        tell(history, life.say(started(time=T0 + number), *(row(i, loss=float(number)) for i in steps)))
+    tell(history, Teller(4000).say(started(time=T0 + 4000)))
+
+    assert history.branches() == [
+        Branch(1000, 0, 9, T0 + 1000, None), Branch(2000, 10, 19, T0 + 2000, None),
+        Branch(3000, 15, 17, T0 + 3000, 15), Branch(4000, None, None, T0 + 4000, None),
+    ]  # fmt: skip
+    assert history.branches(rank=7) == History(RUN).branches() == []
+    assert steps_of(history) == list(range(18))
+    assert history.curve("loss", branch=2000).steps.tolist() == list(range(20))
+    assert history.curve("loss", branch=1000).values.tolist() == [1000.0] * 10
+    with pytest.raises(UnknownRun):
+        history.curve("loss", branch=500)
+
+
+def test_a_loop_that_tells_no_steps_with_its_epochs_branches_by_epochs() -> None:
+    """All of them bear step 0; the epoch that was done anew goes before the one that was."""
+    first, second = Teller(1000), Teller(2000)
+    history = History(RUN)
+    tell(history, first.say(*(row(0, "epoch", epoch=e, acc=1.0) for e in range(5))))
+    tell(history, second.say(row(0, "epoch", epoch=3, acc=2.0)))
+
+    assert history.curve("acc").epochs.tolist() == [0, 1, 2, 3]
+    assert history.curve("acc").values.tolist() == [1.0, 1.0, 1.0, 2.0]
+
+
+def test_epochs_beyond_the_step_at_which_a_run_resumed_go_with_their_steps() -> None:
+    """Also before the new branch has ended its first epoch."""
+    first, second = Teller(1000), Teller(2000)
+    history = History(RUN)
+    tell(history, first.say(*(row(s, "epoch", acc=1.0) for s in (9, 19, 29))))
+    tell(history, second.say(row(12), row(13)))
+
+    assert history.curve("acc").steps.tolist() == [9]
+
+
+def test_samples_are_those_of_the_newest_branch_in_its_order_also_when_the_older_come_late() -> None:
+    """What a dead trainer left is delivered after what its successor said."""
+    first, second = Teller(1000), Teller(2000)
+    old, new = first.say(*(picture(s) for s in (2, 4, 6))), second.say(row(4), picture(5))
+    histories = [tell(History(RUN), [*a, *b]) for a, b in ((old, new), (new, old))]
+    seen = [[(ref.incarnation, ref.step) for ref in h.sample_refs("masks")] for h in histories]
+
+    assert seen == [[(1000, 2), (2000, 5)]] * 2
+    assert [ref.step for ref in histories[1].sample_refs("masks", 1000)] == [2, 4, 6]
 
 
 def test_lives_may_come_in_any_order() -> None:
@@ -276,6 +329,22 @@ def test_what_was_given_up_is_counted_by_kind() -> None:
         history.add(message_of(encode_block(teller.sender, RECORDS, 10 + number, 0, [part], [])), 1)
     assert len(history.dropped) <= MAX_KINDS + 1
     assert all(len(what) <= 40 and count >= 0 for what, count in history.dropped.items())
+
+
+def test_gaps_are_told_with_their_places() -> None:
+    """Said by a source, or found as a hole in the numbers; neighbours are one; samples by themselves."""
+    teller = Teller()
+    history = tell(History(RUN), teller.say(row(0), row(1)))
+    for first, last in ((3, 4), (5, 9)):
+        history.add(
+            Message(Kind.GAP, teller.sender, RECORDS, first, 0, {"to": last, "reason": "gone"}), last - first + 1
+        )
+    history.add(message_of(block_of(teller.sender, 12, Log(text="after a hole"))), 1)
+    history.add(Message(Kind.GAP, teller.sender, BULK, 1, 0, {"to": 2, "reason": "gone"}), 2)
+
+    assert history.gaps == [Gap(0, 1000, 0, 3, 11, 1), Gap(0, 1000, 1, 1, 2, 1)]
+    assert history.dropped == {"records": 11}
+    assert said(history)[-1] == "Dropped"
 
 
 def test_what_stands_on_the_wrong_lane_is_passed_over() -> None:

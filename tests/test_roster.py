@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fitwire.watch.roster import Roster
 from fitwire.watch.states import State
 from fitwire.watch.store import Store
 from fitwire.watch.summary import badge_of
-from watching import RUN, Teller, ended, keep, message_of, row, started
+from watching import RUN, T0, Teller, ended, keep, message_of, row, started
 
 HELLO = {"name": "calm-fox", "project": "p", "host": "node1"}
 
@@ -73,6 +74,11 @@ def named(number: int) -> Teller:
     return Teller(run=number.to_bytes(16, "big"))
 
 
+def brisk() -> list[Any]:
+    """Ten rows a millisecond apart: enough to know the pace."""
+    return [row(step, time=T0 + step / 1000) for step in range(10)]
+
+
 # -- states by time
 
 
@@ -82,14 +88,14 @@ def test_a_run_goes_through_its_states_as_time_passes(room: Room) -> None:
     room.join(teller)
     room.hear(teller.say(started()))
     seen = [room.state(), room.state(after=60.0)]
-    room.hear(teller.say(row(0)))
-    seen += [room.state(after=1.0), room.state(after=10.0)]
-    room.hear(teller.say(row(1)))
+    room.hear(teller.say(*brisk()))
+    seen += [room.state(after=1.0), room.state(after=8.0)]
+    room.hear(teller.say(row(10, time=T0 + 1)))
     seen += [room.state(after=1.0)]
     room.roster.link(teller.sender, room.now, connected=False)
     seen += [room.state(after=5.0), room.state(after=6.0)]
     room.join(teller)
-    room.hear(teller.say(row(2)))
+    room.hear(teller.say(row(11, time=T0 + 2)))
     seen += [room.state(after=1.0)]
     room.hear(teller.say(ended()))
     seen += [room.state(after=1.0)]
@@ -110,11 +116,118 @@ def test_a_process_that_is_known_to_be_gone_is_lost_at_once_and_one_that_is_ther
     assert room.state(after=0.1) == "lost"
 
 
+def test_a_lost_run_says_since_when_and_a_stalled_one_how_long_it_has_been_silent(room: Room) -> None:
+    """On any clock: the moment is told, and stays while the state does."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(started(), *brisk()))
+    silent, begun = room.state(after=8.0), time.time()
+    line = room.roster.summary(RUN)
+    first, revision = line["since"], line["revision"]
+    room.state(after=8.0)  # the clock of the test is ahead of the calendar's
+    again = room.roster.summary(RUN)["since"]
+    room.roster.link(teller.sender, room.now, connected=False, gone=True)
+    room.state(after=3.0)
+    lost = room.roster.summary(RUN)
+
+    assert silent == "stalled" and line["pause"] == pytest.approx(0.001, rel=0.1) and not line["gone"]
+    assert first == pytest.approx(begun - 8.0, abs=1.0) and again == pytest.approx(first - 8.0, abs=1.0)
+    assert (lost["state"], lost["gone"], lost["pause"]) == ("lost", True, 0.0)
+    assert lost["since"] == pytest.approx(time.time() - 3.0, abs=1.0) and lost["revision"] > revision
+    room.join(teller)
+    assert room.state() == "running" and room.roster.summary(RUN)["since"] == 0.0
+
+
+def test_a_run_that_reconnects_is_not_called_stalled_for_the_time_it_could_not_be_heard(room: Room) -> None:
+    """Eight seconds without a link, then the hello, and a moment later all that it said meanwhile."""
+    teller = Teller()
+    room.join(teller)
+    room.hear(teller.say(started(), *brisk()))
+    room.roster.link(teller.sender, room.now, connected=False)
+    states = [room.state(after=4.0), room.state(after=4.0)]
+    room.join(teller)
+    states.append(room.state(after=0.2))
+
+    assert states == ["running"] * 3
+
+
+# -- couriers
+
+
+def test_a_courier_completes_a_killed_run_and_brings_nothing_to_life(room: Room) -> None:
+    """All that was left is here: to its last 20 ms, or all of it, by what its hello promised; and it stays lost."""
+    found: list[tuple[str, str]] = []
+    for number, durability in ((1, "memory"), (2, "process"), (3, None)):
+        teller = named(number)
+        hello = HELLO | {"durability": durability}
+        room.roster.joined(room.store, teller.sender, hello, room.now)
+        room.hear(teller.say(started(), row(0)))
+        room.roster.link(teller.sender, room.now, connected=False, gone=True)
+        before = (room.state(teller.sender.run, after=1.0), badge_of(room.roster.summary(teller.sender.run)))
+        room.roster.couriered(room.store, teller.sender, hello, room.now)
+        room.hear(teller.say(row(1)))
+        room.roster.completed(teller.sender, "lost")
+        found.append((room.state(teller.sender.run, after=0.2), badge_of(room.roster.summary(teller.sender.run))))
+
+        assert before == ("lost", "cut off after step 0")
+
+    twenty = ("lost", "complete to its last 20 ms")
+    assert found == [twenty, ("lost", "complete"), twenty]
+
+
+def test_a_courier_of_an_older_incarnation_changes_nothing_about_the_newer(room: Room) -> None:
+    """The run goes on; what it left is in its history."""
+    old, new = Teller(1000), Teller(2000)
+    room.join(old)
+    room.hear(old.say(started(), row(0)))
+    room.join(new)
+    room.hear(new.say(started(), *brisk()))
+    room.roster.couriered(room.store, old.sender, HELLO, room.now)
+    room.hear(old.say(row(1)))
+    room.roster.completed(old.sender, "lost")
+    state = room.state(after=0.2)
+    line = room.roster.summary(RUN)
+
+    assert (state, badge_of(line), line["complete"]) == ("running", "live", False)
+    history = room.roster.held(RUN)
+    assert history is not None and history.head((1000, 0)) == [3, 0]
+
+
+def test_a_courier_to_a_hub_that_knows_the_run_from_its_store_alone_leaves_how_it_ended(room: Room) -> None:
+    """What an older life left does not make a finished run a lost one."""
+    old, new = Teller(1000), Teller(2000)
+    room.join(new)
+    room.hear(new.say(started(), row(5), ended()))
+    room.roster.completed(new.sender)
+    room.roster.link(new.sender, room.now, connected=False, gone=True)
+    room.state(after=1.0)
+    room.save()
+    again = room.again()
+    again.roster.couriered(again.store, old.sender, HELLO, again.now)
+    again.hear(old.say(started(), row(1)))
+    again.roster.completed(old.sender, "lost")
+    state = again.state(after=0.2)
+
+    assert (state, badge_of(again.roster.summary(RUN))) == ("finished", "complete")
+
+
+def test_a_courier_tells_of_a_run_that_nobody_knew(room: Room) -> None:
+    """Trained without a hub, killed, delivered later."""
+    teller = Teller()
+    room.roster.couriered(room.store, teller.sender, HELLO | {"durability": "process"}, room.now)
+    room.hear(teller.say(started("wise-owl"), row(7)))
+    room.roster.completed(teller.sender, "lost")
+    state = room.state(after=0.2)
+    line = room.roster.summary(RUN)
+
+    assert (state, line["name"], badge_of(line), line["gone"]) == ("lost", "wise-owl", "complete", True)
+
+
 def test_the_machines_load_is_no_sign_of_life(room: Room) -> None:
     """A thread of its own tells of it every 15 s while the training hangs."""
     teller = Teller()
     room.join(teller)
-    room.hear(teller.say(row(0)))
+    room.hear(teller.say(*brisk()))
     states = []
     for _ in range(3):
         room.now += 15.0

@@ -19,17 +19,18 @@ TABLE: list[tuple[dict[str, Any], float, str]] = [
     ({"connected": True, "told": 0.0}, 1.0, "waiting"),
     ({"connected": True, "told": 0.0}, 1e6, "waiting"),  # a long look at the data is no stall
     (UP, 100.0, "running"),
-    (UP, 110.0, "running"),
-    (UP, 110.1, "stalled"),
-    ({**UP, "longest_gap": 30.0}, 249.0, "running"),  # a validation of 30 s explains 150
-    ({**UP, "longest_gap": 30.0}, 251.0, "stalled"),
-    ({**UP, "longest_gap": 0.01}, 109.0, "running"),  # a fast one is given 10 s all the same
+    (UP, 105.0, "running"),
+    (UP, 105.1, "stalled"),
+    ({**UP, "patience": 90.0}, 189.0, "running"),  # its pace explains that much
+    ({**UP, "patience": 90.0}, 191.0, "stalled"),
     ({**UP, "paused": True}, 1e6, "paused"),
-    ({**UP, "connected": False, "since": 105.0}, 109.0, "running"),
-    ({**UP, "connected": False, "since": 105.0}, 114.0, "stalled"),
+    ({**UP, "connected": False, "since": 102.0}, 111.0, "running"),  # out of reach, its silence says nothing
+    ({**UP, "connected": False, "since": 106.0}, 111.0, "stalled"),  # it was silent before
     ({**UP, "connected": False, "since": 105.0}, 115.1, "lost"),
     ({**UP, "connected": False, "since": 105.0, "gone": True}, 105.5, "lost"),  # kill -9 is known at once
     ({**UP, "connected": False, "since": 105.0, "present": True}, 1e6, "stalled"),  # stopped, not dead
+    ({**UP, "connected": False, "since": 105.0, "present": True, "patience": 60.0}, 109.0, "running"),
+    ({**UP, "connected": False, "since": 105.0, "present": True, "patience": 60.0}, 110.1, "stalled"),
     ({"connected": False, "since": 0.0}, 9.0, "waiting"),
     ({"connected": False, "since": 0.0}, 11.0, "lost"),
     ({"connected": True, "gone": True}, 1.0, "lost"),
@@ -77,13 +78,70 @@ def test_only_the_three_ends_are_ends() -> None:
     assert [state for state in State if state.ended] == ["finished", "failed", "interrupted"]
 
 
+# -- what silence the pace explains
+
+
+def silence(
+    gaps: list[float], *, per_epoch: int | None = None, epoch_rows: bool = False, startup: float = 2.0
+) -> float:
+    """The silence explained after a run whose rows came with these pauses between them, told a block at a time."""
+    at, pace = 1000.0 + startup, Pace()
+    for index, gap in enumerate([0.0, *gaps]):
+        at += gap
+        pace.told(at, index, 0, index % per_epoch if per_epoch else None)
+        pace.rows += 1
+        pace.after_epoch = epoch_rows
+    return pace.patience(1000.0, {"steps_per_epoch": per_epoch})
+
+
+FAST = [0.001] * 5000
+
+PATIENCE: list[tuple[str, list[float], dict[str, Any], float, float]] = [
+    # what, its pauses, how it counts epochs, at least and at most what silence is explained
+    ("a step a millisecond: 8 s of silence are a stall", FAST, {}, 5.0, 5.0),
+    ("a hiccup of 1.5 s leaves it at that", [*FAST, 1.5, *FAST], {}, 4.0, 5.0),
+    ("a step of 4 s", [4.0] * 50, {}, 12.0, 12.5),
+    ("a validation of a minute every 500 steps explains the next", ([0.01] * 500 + [60.0]) * 3, {}, 150.0, 181.0),
+    ("... also twenty minutes later", [0.01] * 500 + [60.0] + [0.01] * 120_000, {}, 60.0, 181.0),
+    ("a night's suspension is forgotten after days", [1.0] * 20 + [3600.0] + [1.0] * 600_000, {}, 5.0, 900.0),
+    ("after two rows nothing is known: the second step compiles", [0.5], {}, 60.0, 60.0),
+    ("... and a start-up of a minute explains three", [0.5], {"startup": 60.0}, 180.0, 190.0),
+    ("an epoch a row, the second is under way", [], {"startup": 400.0, "epoch_rows": True}, 1200.0, 1200.0),
+    ("at the end of the first epoch: a validation not seen before", [0.01] * 99, {"per_epoch": 100}, 60.0, 60.0),
+    ("... of an epoch of ten minutes", [2.0] * 299, {"per_epoch": 300}, 590.0, 600.0),
+    ("in the midst of an epoch there is none", [0.01] * 120, {"per_epoch": 100}, 5.0, 5.0),
+]
+
+
+@pytest.mark.parametrize(("what", "gaps", "counting", "least", "most"), PATIENCE, ids=[row[0] for row in PATIENCE])
+def test_silence_is_judged_by_the_runs_own_pace(
+    what: str, gaps: list[float], counting: dict[str, Any], least: float, most: float
+) -> None:
+    """The table: no alarm for what the run did before or is likely to do now, within seconds for all else."""
+    assert least <= silence(gaps, **counting) <= most, what
+
+
+def test_the_pauses_between_epochs_are_known_after_the_second() -> None:
+    """From then on what the run did there decides."""
+    pace = Pace(epochs_done=2, first_epoch=0, rows=200, after_epoch=True)
+    for at, step in ((0.0, 0), (1.0, 99), (3.0, 100), (4.0, 199)):
+        pace.told(at, step, None, None)
+
+    assert 5.0 <= pace.patience(0.0, {}) <= 6.1
+
+
+def test_without_a_row_the_pace_tells_nothing() -> None:
+    """A run that begins is waiting, whatever this says."""
+    assert Pace().patience(0.0, {}) == 60.0
+
+
 # -- pace and progress
 
 
 def paced(*told: tuple[float, int], epochs_done: int = 0, first_epoch: int | None = None) -> Pace:
     pace = Pace(epochs_done=epochs_done, first_epoch=first_epoch)
     for at, step in told:
-        pace.told(at, step, None, None, 0.0)
+        pace.told(at, step, None, None)
     return pace
 
 
@@ -158,18 +216,18 @@ def test_a_long_pause_explains_the_next_and_is_forgotten_in_the_end() -> None:
     for _ in range(3):
         for _ in range(6000):  # ten minutes of a step in 100 ms
             now, step = now + 0.1, step + 1
-            pace.told(now, step, None, None, 0.0)
+            pace.told(now, step, None, None)
         now += 60.0
-        pace.told(now, step, None, None, 0.0)
+        pace.told(now, step, None, None)
     for _ in range(6000):
         now, step = now + 0.1, step + 1
-        pace.told(now, step, None, None, 0.0)
+        pace.told(now, step, None, None)
 
     assert pace.longest_gap > 50.0
 
     for _ in range(24 * 36):  # a day
         now, step = now + 100.0, step + 1
-        pace.told(now, step, None, None, 0.0)
+        pace.told(now, step, None, None)
     assert pace.longest_gap == pytest.approx(100.0)
 
 
@@ -177,11 +235,11 @@ def test_a_clock_that_is_set_neither_stops_the_pace_nor_makes_a_pause_of_years()
     """Back by an hour, then forward by ten years."""
     pace = paced(*((5000.0 + step, step) for step in range(20)))
     for step in range(20, 60):
-        pace.told(1400.0 + step, step, None, None, 0.0)
+        pace.told(1400.0 + step, step, None, None)
 
     assert pace.of_late == pytest.approx(1.0)
 
-    pace.told(3e8, 60, None, None, 0.0)
+    pace.told(3e8, 60, None, None)
     pace.told(1e308, 61, None, None, math.inf)
     assert pace.longest_gap == LONGEST_GAP
 
@@ -190,7 +248,7 @@ def test_the_pace_costs_the_same_after_a_million_rows() -> None:
     """Old marks are let go."""
     pace = Pace()
     for step in range(2000):
-        pace.told(step * 1.0, step, None, None, 0.0)
+        pace.told(step * 1.0, step, None, None)
 
     assert len(pace._marks) <= 256
     assert pace.of_late == pytest.approx(1.0)

@@ -12,7 +12,7 @@ from fitwire.events import Dropped
 from fitwire.protocol.blocks import decode_json, encode_json
 from fitwire.watch.history import History
 from fitwire.watch.states import Progress, RankFacts, State
-from fitwire.watch.summary import LAST_DAY, badge_of, checked_summary, first_summary, summarize
+from fitwire.watch.summary import LAST_DAY, badge_of, checked_summary, first_summary, status_of, summarize
 from watching import RUN, T0, Teller, block_of, ended, row, started, tell
 
 UP = RankFacts(1000, connected=True)
@@ -128,7 +128,7 @@ def test_a_line_from_elsewhere_is_checked_field_by_field(spoilt: dict[str, Any])
     assert State(line["state"]) in State
     assert json.dumps(line, allow_nan=False)
     assert Progress(**line["progress"]).steps is None
-    assert checked_summary(good) == good
+    assert checked_summary(good) == {**good, "badge": "live"}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,11 @@ def test_a_line_from_elsewhere_is_checked_field_by_field(spoilt: dict[str, Any])
         ({"state": "running"}, "live"),
         ({"state": "stalled"}, "live"),
         ({"state": "lost"}, "cut off"),
+        ({"state": "lost", "progress": {"step": 1234}}, "cut off after step 1,234"),
+        ({"state": "lost", "complete": True, "cut": True}, "complete to its last 20 ms"),
+        ({"state": "lost", "complete": True, "cut": True, "durability": "memory"}, "complete to its last 20 ms"),
+        ({"state": "lost", "complete": True, "cut": True, "durability": "process"}, "complete"),
+        ({"state": "failed", "complete": True, "cut": True, "durability": "process"}, "complete"),
         ({"state": "finished"}, "end not confirmed"),
         ({"state": "finished", "complete": True}, "complete"),
         ({"state": "finished", "complete": True, "dropped": {"sample": 3}}, "3 samples dropped"),
@@ -144,9 +149,50 @@ def test_a_line_from_elsewhere_is_checked_field_by_field(spoilt: dict[str, Any])
         ({"state": "running", "dropped": {"metrics": 4096}}, "4,096 metrics dropped"),
         ({"state": "lost", "dropped": {"records": 1}}, "1 record missing"),
         ({"state": "lost", "dropped": {"records": 5, "sample": 2}}, "5 records missing, 2 samples dropped"),
+        (
+            {"state": "finished", "complete": True, "dropped": {"records": 200}, "gaps": [[0, 1201, 1400]]},
+            "gap 1,201–1,400",
+        ),
+        (
+            {"state": "lost", "dropped": {"records": 3, "sample": 2}, "gaps": [[1, 4, 6]]},
+            "gap 4–6 in the samples, 2 samples dropped",
+        ),
+        (
+            {"state": "running", "dropped": {"records": 30}, "gaps": [[0, 1, 10], [0, 21, 40]]},
+            "2 gaps, 30 records missing",
+        ),
+        (
+            {"state": "running", "dropped": {"records": 30}, "gaps": [[0, 1, 10]], "missing": 4},
+            "5 gaps, 30 records missing",
+        ),
         ({"state": "running", "dropped": {"sample": 0}}, "live"),
+        ({"state": "running", "dropped": {"sample": "many", "metrics": -3}, "gaps": [3, [0], [0, "a", 4]]}, "live"),
     ],
 )
 def test_a_badge_says_whether_all_is_here(line: dict[str, Any], badge: str) -> None:
     """The table."""
-    assert badge_of({"complete": False, "dropped": {}, **line}) == badge
+    checked = checked_summary({**first_summary(RUN, {}, T0), **line})
+
+    assert badge_of(checked) == checked["badge"] == badge
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ({"state": "running"}, "running"),
+        ({"state": "failed", "reason": "killed by SIGKILL (out of memory)"},
+         "failed: killed by SIGKILL (out of memory)"),
+        ({"state": "stalled", "since": T0 - 12, "pause": 0.25},
+         "stalled: its process is there, but silent for 12 s; its longest pause of late was 0.2 s"),
+        ({"state": "stalled"}, "stalled: its process is there, but silent"),
+        ({"state": "lost", "since": T0 - 187, "gone": True},
+         "lost for 3:07: its process is gone (killed or crashed; `fitwire run` would tell)"),
+        ({"state": "lost", "since": T0 - 20},
+         "lost for 20 s: no connection: its host cannot be reached, or its process is gone"),
+        ({"state": "lost", "since": T0 + 50, "gone": True},  # the hub's clock is ahead
+         "lost for 0.0 s: its process is gone (killed or crashed; `fitwire run` would tell)"),
+    ],
+)  # fmt: skip
+def test_what_a_run_is_doing_is_a_sentence(line: dict[str, Any], sentence: str) -> None:
+    """Since when it is lost and what is known of why; how long it is silent against its usual pace; how it ended."""
+    assert status_of(checked_summary({**first_summary(RUN, {}, T0), **line}), T0) == sentence

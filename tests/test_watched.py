@@ -105,7 +105,7 @@ def test_a_run_says_what_it_is(shelf: Shelf) -> None:
     [
         ([ended("failed", reason="no", traceback="Traceback …")], "failed", "failed: no", "complete"),
         ([ended("interrupted", reason="Ctrl-C")], "interrupted", "interrupted: Ctrl-C", "complete"),
-        ([], "lost", "lost: its process is gone or its host cannot be reached", "cut off"),
+        ([], "lost", "its process is gone (killed or crashed; `fitwire run` would tell)", "cut off after step 0"),
         ([Dropped(count=3, what="sample", reason="memory"), ended()], "finished", "finished", "3 samples dropped"),
     ],
 )  # fmt: skip
@@ -113,7 +113,10 @@ def test_how_a_run_ended_is_a_sentence(shelf: Shelf, last: list[Any], state: str
     """With the traceback where there is one."""
     run = shelf.put(started(), row(0), *last, complete=bool(last))
 
-    assert (run.state, run.status_text, run.badge) == (state, text, badge)
+    lost, _, rest = run.status_text.partition(": ") if state == "lost" else ("", "", run.status_text)
+
+    assert (run.state, rest, run.badge) == (state, text, badge)
+    assert lost.startswith("lost for ") == (run.since is not None) == (state == "lost")
     assert run.traceback == ("Traceback …" if state == "failed" else "")
 
 

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from fitwire.watch.states import duration
+
 __all__ = ["LINE", "NAME", "display", "display_lines", "display_value", "duration", "number"]
 
 NAME = 40
@@ -113,25 +115,3 @@ def number(value: float) -> str:
     if 1000 <= abs(value) < 100_000:
         return f"{value:.1f}"  # 1234.5678 as 1235 would hide that it is no whole number
     return f"{value:.4g}"
-
-
-def duration(seconds: float | None) -> str:
-    """A span of time: ``0.8 s``, ``42 s``, ``3:07``, ``2:03:07``, ``5 d 3 h``; ``?`` for None.
-
-    Example:
-        >>> [duration(x) for x in (0.84, 42.4, 187, 7387, 442800, None)]
-        ['0.8 s', '42 s', '3:07', '2:03:07', '5 d 3 h', '?']
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return "?"
-    seconds = max(0.0, seconds)
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -33,12 +33,22 @@ from fitwire.events import (
     explode,
 )
 from fitwire.protocol.arrays import Array
-from fitwire.protocol.blocks import BULK, RECORDS, Message
+from fitwire.protocol.blocks import BULK, RECORDS, Kind, Message
+from fitwire.watch.branches import Branch, Gap, branch_point, goes_before
 from fitwire.watch.series import PERS, Columns, Curve
 from fitwire.watch.states import Pace
 from fitwire.watch.store import SampleRef
 
-__all__ = ["History", "Said", "SourceHistory", "SourceKey", "Span", "explode_span", "sample_ref"]
+__all__ = [
+    "MISSING",
+    "History",
+    "Said",
+    "SourceHistory",
+    "SourceKey",
+    "Span",
+    "explode_span",
+    "sample_ref",
+]
 
 MAX_LINES = 10_000
 """Notes and alerts kept in memory of one run; the store has all."""
@@ -48,6 +58,10 @@ SAME_START = 60
 """Seconds within which the ranks of one start begin, each taking its own clock's second for its incarnation."""
 MAX_KINDS = 16
 """Kinds of records that may be told of as given up; there are three."""
+MAX_GAPS = 256
+"""Gaps of one source that are kept singly; all are counted."""
+MISSING = "records"
+"""The kind of what is missing: nobody knows what it said."""
 
 SourceKey = tuple[int, int]
 """(incarnation, rank)"""
@@ -91,6 +105,7 @@ class SourceHistory:
         spoke: Grows with all but the machine's load, which goes on when the training hangs.
         told: Whether a batch or an epoch was told of.
         dropped: Records that were given up, by kind.
+        gaps: Records that are missing, oldest first: lane, first and last sequence number, the step before.
     """
 
     heads: list[int] = field(default_factory=lambda: [0, 0])
@@ -102,6 +117,20 @@ class SourceHistory:
     spoke: int = 0
     told: bool = False
     dropped: dict[str, int] = field(default_factory=dict[str, int])
+    gaps: list[tuple[int, int, int, int | None]] = field(default_factory=list[Any])
+
+    @property
+    def first(self) -> int | None:
+        """Where it branches off: its first step; None before it."""
+        return branch_point(self.first_step)
+
+    def miss(self, lane: int, first: int, last: int) -> None:
+        """Records ``first`` to ``last`` are not here."""
+        self.dropped[MISSING] = self.dropped.get(MISSING, 0) + last - first + 1
+        if self.gaps and self.gaps[-1][0] == lane and self.gaps[-1][2] + 1 == first:
+            self.gaps[-1] = (lane, self.gaps[-1][1], last, self.gaps[-1][3])
+        elif len(self.gaps) < MAX_GAPS:
+            self.gaps.append((lane, first, last, self.pace.step))
 
 
 def sample_ref(incarnation: int, seq: int, sample: Sample) -> SampleRef:
@@ -153,6 +182,9 @@ class History:
         source = self._source(key)
         if message.seq <= source.heads[lane]:
             return
+        # A lane of records has no holes but those that were lost in the store; samples have a tombstone each.
+        if lane == RECORDS and message.seq > source.heads[lane] + 1:
+            source.miss(lane, source.heads[lane] + 1, message.seq - 1)
         source.heads[lane] = message.seq + count - 1
         self.revision += 1
         for seq, event in decode_events(message, arrays=False):
@@ -164,7 +196,10 @@ class History:
                     self._add_sample(sample_ref(key[0], seq, event))
             elif lane == RECORDS or isinstance(event, Dropped):
                 self.said.append(Said(key, lane, seq, event))
-                self._add_event(source, key, event)
+                if message.kind == Kind.GAP:
+                    source.miss(lane, message.seq, source.heads[lane])
+                else:
+                    self._add_event(source, key, event)
             source.spoke += not (isinstance(event, MetricRows) and event.per == "time")
 
     def add_sample(self, ref: SampleRef) -> None:
@@ -296,7 +331,30 @@ class History:
                 found[what] = found.get(what, 0) + count
         return found
 
-    def curve(self, name: str, per: str = "auto", rank: int | None = None) -> Curve:
+    @property
+    def gaps(self) -> list[Gap]:
+        """Records that are missing, by rank and incarnation."""
+        return [
+            Gap(rank, number, *gap) for rank in self.ranks for number in self._lives[rank]
+            for gap in self._sources[number, rank].gaps
+        ]  # fmt: skip
+
+    def branches(self, rank: int | None = None) -> list[Branch]:
+        """The process lives of a rank (None: the lowest), oldest first, and where each began."""
+        if not self.ranks:
+            return []
+        rank = self.ranks[0] if rank is None else rank
+        found: list[Branch] = []
+        for number in self._lives.get(rank, []):
+            source = self._sources[number, rank]
+            first, last = source.first, source.pace.step
+            before = max((b.last_step for b in found if b.last_step is not None), default=None)
+            again = first is not None and before is not None and first <= before
+            started = source.started.time if source.started is not None else 0.0
+            found.append(Branch(number, first, last, started, first if again else None))
+        return found
+
+    def curve(self, name: str, per: str = "auto", rank: int | None = None, branch: int | None = None) -> Curve:
         """One metric as it was logged; see ``WatchedRun.curve``.
 
         Raises:
@@ -305,7 +363,7 @@ class History:
         chosen = self._resolve(name, per)
         ranks = [rank] if rank is not None else self.ranks
         for one in ranks:
-            pieces = list(self._pieces(name, chosen, one))
+            pieces = list(self._pieces(name, chosen, one, branch))
             if pieces:
                 columns = np.concatenate(pieces, axis=1)
                 return Curve(name, chosen, columns[0].astype(np.int64), columns[1], columns[3], columns[5])
@@ -320,9 +378,9 @@ class History:
         found: list[Per] = [kind for kind in PERS if kind in kinds]
         return found[0] if found else "batch"
 
-    def _pieces(self, name: str, per: Per, rank: int) -> Iterator[Array]:
+    def _pieces(self, name: str, per: Per, rank: int, branch: int | None) -> Iterator[Array]:
         """Rows of one rank by incarnation, oldest first; what a later one took up again is left out."""
-        numbers = self._lives.get(rank, [])
+        numbers = [n for n in self._lives.get(rank, []) if branch is None or n <= branch]
         for index, number in enumerate(numbers):
             source = self._sources[number, rank]
             found = [c.of(name) for c in source.columns.values() if c.per == per and name in c]
@@ -332,11 +390,32 @@ class History:
             if len(found) > 1:
                 rows = rows[:, np.argsort(rows[4], kind="stable")]
             if per != "time":
-                later = [self._sources[n, rank].first_step.get(per) for n in numbers[index + 1 :]]
-                cut = min((step for step in later if step is not None), default=None)
-                if cut is not None:
-                    rows = rows[:, rows[0] < cut]
+                for later in numbers[index + 1 :]:
+                    after = self._sources[later, rank]
+                    rows = rows[:, goes_before(rows, per, after.first_step, after.pace.first_epoch)]
             yield rows
+
+    def sample_refs(self, name: str, branch: int | None = None) -> list[SampleRef]:
+        """Samples of one name, oldest first, of the newest branch or of one as it was.
+
+        Raises:
+            UnknownRun: No such sample; the message lists what there is.
+        """
+        if name not in self.samples:
+            raise UnknownRun(f"no sample {name!r} in this run; there are: {', '.join(self.samples) or 'none yet'}")
+        refs = list(self.samples[name])
+        if all(len(numbers) == 1 for numbers in self._lives.values()):
+            return refs
+        if branch is not None:
+            refs = [ref for ref in refs if ref.incarnation <= branch]
+        # What a dead trainer left may be delivered after what its successor said.
+        refs.sort(key=lambda ref: self._lives[ref.rank].index(ref.incarnation))
+        return [ref for ref in refs if not self._is_replaced(ref, branch)]
+
+    def _is_replaced(self, ref: SampleRef, branch: int | None) -> bool:
+        later = (n for n in self._lives[ref.rank] if ref.incarnation < n and (branch is None or n <= branch))
+        firsts = [first for n in later if (first := self._sources[n, ref.rank].first) is not None]
+        return ref.step is not None and bool(firsts) and ref.step >= min(firsts)
 
     def latest(self, name: str) -> float:
         """The newest value of a metric, by the lowest rank that has it; NaN when there is none."""
@@ -379,8 +458,12 @@ def _keep_pace(pace: Pace, rows: MetricRows) -> None:
     with np.errstate(over="ignore"):  # of a peer that makes times up
         gap = float(np.diff(times).max(initial=0.0))
     if pace.last is None:
-        pace.told(float(times[0]), int(steps[0]), None, None, 0.0)
+        pace.told(float(times[0]), int(steps[0]), None, None)
+    else:
+        gap = max(gap, float(times[0]) - pace.last[0])
     epoch, batch = float(epochs[-1]), float(batches[-1])
+    pace.rows += len(rows)
+    pace.after_epoch = rows.per == "epoch"
     pace.told(
         float(times[-1]), int(steps[-1]),
         None if epoch != epoch else int(epoch), None if batch != batch else int(batch), gap,

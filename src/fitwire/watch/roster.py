@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from fitwire.errors import UnknownRun
 from fitwire.protocol.blocks import Identity
 from fitwire.watch.history import History
-from fitwire.watch.states import RankFacts, State, judge
+from fitwire.watch.states import LOST_AFTER, RankFacts, State, judge, judge_rank
 from fitwire.watch.store import Store
 from fitwire.watch.stored import load_history
 from fitwire.watch.summary import checked_summary, first_summary, summarize
@@ -35,6 +36,7 @@ class _Entry:
     summary: dict[str, Any]
     facts: dict[int, RankFacts] = field(default_factory=dict[int, RankFacts])
     complete: set[int] = field(default_factory=set[int])
+    cut: set[int] = field(default_factory=set[int])
     spoke: dict[int, int] = field(default_factory=dict[int, int])
     refreshed: float = -1e9
     touched: bool = False
@@ -98,10 +100,53 @@ class Roster:
             if facts is None or sender.incarnation > facts.incarnation:
                 facts = entry.facts[sender.rank] = RankFacts(sender.incarnation, told=now)
                 entry.complete.discard(sender.rank)
+                entry.cut.discard(sender.rank)
                 entry.spoke.pop(sender.rank, None)
-            facts.connected, facts.gone = True, False
+            elif not facts.connected:
+                facts.told = now  # what it said while it could not be reached is about to come
+            facts.connected, facts.seen, facts.gone = True, True, False
+            facts.durability = _durability(hello)
             self._touch(sender.run, entry)
             self._refresh_one(sender.run, entry, now)
+
+    def couriered(self, store: Store, sender: Identity, hello: dict[str, Any], now: float) -> None:
+        """A courier is about to deliver what a dead source left; it changes nothing about one that lives.
+
+        Raises:
+            StoreError: Its history cannot be read.
+        """
+        with self.changed:
+            history = self.loaded(store, sender.run)
+            entry = self._entries.get(sender.run)
+            if entry is None:
+                entry = self._entries[sender.run] = _Entry(first_summary(sender.run, hello, time.time()))
+                self._change(sender.run, entry, entry.summary)
+            if not entry.facts:
+                self._recall(entry, history, now)
+            facts = entry.facts.get(sender.rank)
+            if facts is None or sender.incarnation > facts.incarnation:
+                facts = entry.facts[sender.rank] = RankFacts(sender.incarnation, told=now, since=now)
+                entry.complete.discard(sender.rank)
+                entry.cut.discard(sender.rank)
+                entry.spoke.pop(sender.rank, None)
+            if sender.incarnation == facts.incarnation:
+                facts.connected, facts.present, facts.gone = False, False, True
+                facts.durability = _durability(hello)
+            self._touch(sender.run, entry)
+            self._refresh_one(sender.run, entry, now)
+
+    def _recall(self, entry: _Entry, history: History, now: float) -> None:
+        """What an earlier hub knew of a run that nobody was expected to speak of again."""
+        line = entry.summary
+        for rank in history.late:
+            entry.facts[rank] = RankFacts(
+                history.incarnation(rank), since=now - LOST_AFTER - 1.0, told=now, gone=line["gone"],
+                durability=line["durability"],
+            )  # fmt: skip
+        if line["complete"]:
+            entry.complete |= set(history.late)
+        if line["cut"]:
+            entry.cut |= set(history.late)
 
     def told(self, sender: Identity, now: float) -> None:
         """Blocks of this source were stored and are in its history; whoever calls holds :attr:`changed`."""
@@ -130,13 +175,19 @@ class Roster:
             facts.connected, facts.gone, facts.present = connected, gone, present
             self._touch(sender.run, entry)
 
-    def completed(self, sender: Identity) -> None:
-        """All of a source is stored, and it knows."""
+    def completed(self, sender: Identity, status: str | None = None) -> None:
+        """All of a source is stored, and it knows.
+
+        Args:
+            sender: Which.
+            status: What its goodbye said; ``"lost"`` is a courier's, of a trainer that was killed.
+        """
         with self.changed:
             entry = self._entries.get(sender.run)
             facts = entry.facts.get(sender.rank) if entry is not None else None
             if entry is not None and facts is not None and facts.incarnation == sender.incarnation:
                 entry.complete.add(sender.rank)
+                (entry.cut.add if status == "lost" else entry.cut.discard)(sender.rank)
                 self._touch(sender.run, entry)
                 entry.refreshed = -1e9
 
@@ -204,15 +255,33 @@ class Roster:
             if source is not None and history.incarnation(rank) == facts.incarnation:
                 facts.started = source.told
                 facts.longest_gap = source.pace.longest_gap
+                began = source.started.time if source.started is not None else 0.0
+                facts.patience = source.pace.patience(began, _totals(history))
                 facts.ended = None if source.ended is None else State(source.ended.status)
             if facts.connected or rank in history.late or rank not in history.ranks:
                 counted[rank] = facts
         state = judge(counted.values(), now)
-        after = summarize(entry.summary, history, counted, entry.complete, state)
+        cut, since = bool(entry.cut & set(counted)), self._since(entry, counted, state, now)
+        after = summarize(entry.summary, history, counted, entry.complete, state, cut=cut, since=since)
         if after != entry.summary:
             self._change(run, entry, after)
         if state is State.LOST or (state.ended and not any(facts.connected for facts in counted.values())):
             self._live.discard(run)  # until it is heard of again
+
+    def _since(self, entry: _Entry, counted: dict[int, RankFacts], state: State, now: float) -> float:
+        """When a lost or stalled run was last heard of, Unix seconds; 0 for any other."""
+        if state not in (State.LOST, State.STALLED):
+            return 0.0
+        those = [facts for facts in counted.values() if judge_rank(facts, now) is state]
+        if state is State.STALLED:
+            heard = min(facts.told for facts in those)
+        elif those and all(facts.seen for facts in those):
+            heard = min(facts.since for facts in those)
+        else:  # of another hub's time
+            return float(entry.summary["since"] or entry.summary["touched"])
+        at, former = time.time() - (now - heard), entry.summary
+        # Both clocks were read: what differs by less than a second is the same moment.
+        return former["since"] if former["state"] == state and abs(former["since"] - at) < 1.0 else at
 
     # -- any thread
 
@@ -258,3 +327,13 @@ class Roster:
         """
         with self.changed:
             return self._histories.setdefault(history.run, history)
+
+
+def _durability(hello: Mapping[str, Any]) -> str:
+    told = hello.get("durability")
+    return told if told in ("memory", "process") else ""
+
+
+def _totals(history: History) -> dict[str, Any]:
+    totals = history.described("info").get("totals")
+    return cast("dict[str, Any]", totals) if isinstance(totals, dict) else {}

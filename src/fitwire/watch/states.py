@@ -5,10 +5,11 @@ Pure: facts and a time go in, a judgement comes out. This module knows no socket
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -18,14 +19,31 @@ import numpy as np
 from fitwire.errors import UsageError
 from fitwire.protocol.arrays import Array
 
-__all__ = ["Condition", "Pace", "Progress", "RankFacts", "State", "judge", "judge_rank", "parse_condition"]
+__all__ = [
+    "Condition",
+    "Pace",
+    "Progress",
+    "RankFacts",
+    "State",
+    "duration",
+    "judge",
+    "judge_rank",
+    "parse_condition",
+]
 
 LOST_AFTER = 10.0
 """Seconds without a connection after which a trainer counts as lost; a shorter fuse was wrong about busy ones."""
-STALLED_AFTER = 10.0
-"""Seconds of silence that need no explanation."""
-STALLED_GAPS = 5.0
+STALLED_AFTER = 5.0
+"""Seconds of silence that need no explanation: a full disk cache, a garbage collection, a busy machine."""
+STALLED_GAPS = 3.0
 """Silence of so many of the run's own longest gaps is more than its pace explains."""
+UNKNOWN = 60.0
+"""Seconds of silence allowed where the pace does not tell yet: after the first rows, and in the first pauses between
+epochs, where a first validation or checkpoint stands. The run's start-up, or its first epoch, may explain more."""
+YOUNG = 8
+"""Rows before which the pace does not tell: the first steps compile, tune and fill caches."""
+FIRST_EPOCHS = 2
+"""Epochs after which the pauses between them are known."""
 GAPS_REMEMBERED = 50.0
 """A pause counts half after so many times its own length, and after :data:`LEAST_MEMORY` at least: one validation
 explains the next, while a night's suspension is forgotten."""
@@ -77,6 +95,9 @@ class RankFacts:
         present: Whether its process is known to be there, connected or not: a stopped one answers nobody.
         told: When it last told of anything but the machine's load, on the caller's clock.
         longest_gap: Longest pause between two batches or epochs, of late; seconds.
+        patience: Silence that its own pace explains, seconds; see :meth:`Pace.patience`.
+        seen: Whether it was ever connected, as far as who judges remembers.
+        durability: What a kill may cost it: ``"memory"``, ``"process"``, or nothing when that was not said.
         paused: Whether it holds because it was asked to.
     """
 
@@ -89,6 +110,9 @@ class RankFacts:
     present: bool = False
     told: float = 0.0
     longest_gap: float = 0.0
+    patience: float = STALLED_AFTER
+    seen: bool = False
+    durability: str = ""
     paused: bool = False
 
 
@@ -96,15 +120,15 @@ def judge_rank(facts: RankFacts, now: float) -> State:
     """What one rank is doing."""
     if facts.ended is not None:
         return facts.ended
-    if facts.gone or not (facts.connected or facts.present or now - facts.since <= LOST_AFTER):
+    reachable = facts.connected or facts.present
+    if facts.gone or not (reachable or now - facts.since <= LOST_AFTER):
         return State.LOST
-    if not facts.started:
-        return State.WAITING
-    if facts.paused:
-        return State.PAUSED
-    if now - facts.told > max(STALLED_AFTER, STALLED_GAPS * facts.longest_gap):
-        return State.STALLED
-    return State.RUNNING
+    if not facts.started or facts.paused:
+        return State.PAUSED if facts.started else State.WAITING
+    # While it cannot be reached its silence says nothing: it has ten seconds to come back.
+    silent = (now if reachable else facts.since) - facts.told
+    stopped = facts.present and not facts.connected and now - facts.since > STALLED_AFTER
+    return State.STALLED if stopped or silent > facts.patience else State.RUNNING
 
 
 def judge(ranks: Iterable[RankFacts], now: float) -> State:
@@ -144,7 +168,11 @@ class Progress:
 
 @dataclass(slots=True)
 class Pace:
-    """How fast one rank goes, from the rows it tells; times are the trainer's own, Unix seconds."""
+    """How fast one rank goes, from the rows it tells; times are the trainer's own, Unix seconds.
+
+    ``rows`` counts them, and ``after_epoch`` is whether the last was of a whole epoch: whoever calls :meth:`told` sets
+    them.
+    """
 
     step: int | None = None
     epoch: int | None = None
@@ -154,14 +182,15 @@ class Pace:
     first: tuple[float, int] | None = None
     last: tuple[float, int] | None = None
     longest_gap: float = 0.0
+    rows: int = 0
+    after_epoch: bool = False
     _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque[tuple[float, int]](maxlen=256))
 
-    def told(self, time: float, step: int, epoch: int | None, batch: int | None, gap: float) -> None:
-        """A row; ``gap`` is the longest pause among the rows before it that came with it, seconds."""
-        if self.last is not None:
-            passed = min(max(0.0, time - self.last[0]), LONGEST_GAP)
-            self.longest_gap *= 0.5 ** (passed / max(LEAST_MEMORY, GAPS_REMEMBERED * self.longest_gap))
-            gap = max(gap, passed)
+    def told(self, time: float, step: int, epoch: int | None, batch: int | None, gap: float | None = None) -> None:
+        """A row; ``gap`` is the longest pause since the last one told of here, when there were rows between the two."""
+        passed = 0.0 if self.last is None else min(max(0.0, time - self.last[0]), LONGEST_GAP)
+        self.longest_gap *= 0.5 ** (passed / max(LEAST_MEMORY, GAPS_REMEMBERED * self.longest_gap))
+        gap = passed if gap is None else gap
         self.longest_gap = max(min(gap, LONGEST_GAP), self.longest_gap)
         self.step, self.batch = step, batch
         self.epoch = self.epoch if epoch is None else epoch
@@ -171,6 +200,31 @@ class Pace:
             self._marks.clear()
         if not self._marks or time - self._marks[-1][0] >= 0.25:
             self._marks.append(self.last)
+
+    def patience(self, began: float, totals: Mapping[str, Any]) -> float:
+        """Seconds of silence that are no sign of a stall.
+
+        Three of its own longest pauses, and five seconds at least. Where no pause of the kind to be expected is known
+        yet, more: after the first rows three times what the start-up took, and between the first epochs as long as
+        they took, a minute at least.
+
+        Args:
+            began: When its process began, Unix seconds; 0 when unknown.
+            totals: As for :meth:`progress`.
+        """
+        if self.first is None or self.last is None:
+            return UNKNOWN
+        least = STALLED_AFTER
+        if self.rows < YOUNG:
+            least = max(UNKNOWN, STALLED_GAPS * (self.first[0] - began) if began > 0 else 0.0)
+        elif self.epochs_done - (self.first_epoch or 0) < FIRST_EPOCHS and self._between_epochs(totals):
+            least = max(UNKNOWN, self.last[0] - self.first[0])
+        return min(max(least, STALLED_GAPS * self.longest_gap), STALLED_GAPS * LONGEST_GAP)
+
+    def _between_epochs(self, totals: Mapping[str, Any]) -> bool:
+        per_epoch, steps = _count(totals.get("steps_per_epoch")), _count(totals.get("steps"))
+        last_batch = self.batch is not None and self.batch + 1 == per_epoch
+        return self.after_epoch or last_batch or (self.step is not None and self.step + 1 == steps)
 
     @property
     def of_late(self) -> float | None:
@@ -188,7 +242,7 @@ class Pace:
             return None
         return max(0.0, (self.last[0] - self.first[0]) / (self.last[1] - self.first[1]))
 
-    def progress(self, totals: dict[str, Any], elapsed: float, ended: bool) -> Progress:
+    def progress(self, totals: Mapping[str, Any], elapsed: float, ended: bool) -> Progress:
         """How far it is, given ``totals`` (``epochs``, ``steps_per_epoch``, ``steps``; None or absent when unknown)."""
         epochs, per_epoch = _count(totals.get("epochs")), _count(totals.get("steps_per_epoch"))
         steps = _count(totals.get("steps"))
@@ -209,6 +263,28 @@ class Pace:
             self.step, steps, self.epoch, epochs, self.batch, per_epoch, fraction, None if ended else eta,
             self.of_late, elapsed,
         )  # fmt: skip
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time: ``0.8 s``, ``42 s``, ``3:07``, ``2:03:07``, ``5 d 3 h``; ``?`` for None.
+
+    Example:
+        >>> [duration(x) for x in (0.84, 42.4, 187, 7387, 442800, None)]
+        ['0.8 s', '42 s', '3:07', '2:03:07', '5 d 3 h', '?']
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _count(value: object) -> int | None:

@@ -7,25 +7,29 @@ socket, no store.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
-from fitwire.watch.history import History
-from fitwire.watch.states import Progress, RankFacts, State
+from fitwire.protocol.blocks import BULK
+from fitwire.watch.history import MISSING, History
+from fitwire.watch.states import Progress, RankFacts, State, duration
 
-__all__ = ["badge_of", "checked_summary", "first_summary", "summarize"]
+__all__ = ["badge_of", "checked_summary", "first_summary", "status_of", "summarize"]
 
 MAX_TAGS = 32
 MAX_TEXT = 256
 """Characters of a name, a tag or a reason in a list; the run's history has all of it."""
+MAX_GAPS = 8
+"""Gaps told of singly."""
 LAST_DAY = 253_402_214_400.0
 """The year 9999, in Unix seconds: a calendar can show it."""
 
 _BLANK: dict[str, Any] = {
     "id": "", "name": "?", "project": "?", "group": None, "tags": [], "host": "?", "ranks": [], "started": 0.0,
     "touched": 0.0, "state": "lost", "reason": "", "dropped": {}, "complete": False, "settled": True,
-    "progress": asdict(Progress()), "revision": 0,
+    "progress": asdict(Progress()), "revision": 0, "gaps": [], "missing": 0, "cut": False, "durability": "",
+    "since": 0.0, "gone": False, "pause": 0.0, "badge": "",
 }  # fmt: skip
 
 
@@ -50,7 +54,20 @@ def checked_summary(line: Mapping[str, Any]) -> dict[str, Any]:
     found["progress"] = {**_BLANK["progress"], **_finite(found["progress"] or {})}
     if found["state"] not in set(State):
         found["state"] = _BLANK["state"]
+    dropped, gaps = cast("dict[str, Any]", found["dropped"]), cast("list[Any]", found["gaps"])
+    found["dropped"] = {str(what)[:40]: count for what, count in dropped.items() if _is_count(count)}
+    found["gaps"] = [gap for gap in gaps[:MAX_GAPS] if _is_gap(gap)]
+    found["badge"] = badge_of(found)
     return found
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_gap(value: object) -> bool:
+    numbers = cast("list[object]", value) if isinstance(value, list) else []
+    return len(numbers) == 3 and all(map(_is_count, numbers))
 
 
 def _is_like(value: object, blank: object) -> bool:
@@ -60,7 +77,14 @@ def _is_like(value: object, blank: object) -> bool:
 
 
 def summarize(
-    former: Mapping[str, Any], history: History, facts: Mapping[int, RankFacts], complete: set[int], state: State
+    former: Mapping[str, Any],
+    history: History,
+    facts: Mapping[int, RankFacts],
+    complete: set[int],
+    state: State,
+    *,
+    cut: bool = False,
+    since: float = 0.0,
 ) -> dict[str, Any]:
     """The line anew.
 
@@ -70,6 +94,8 @@ def summarize(
         facts: What is known of the ranks that count.
         complete: Ranks of which all is stored.
         state: What the run is doing.
+        cut: Whether a rank was killed, and all that it left was delivered by another.
+        since: When a lost or stalled run was last heard of, Unix seconds; 0 for any other.
     """
     line = dict(former)
     started, info = history.started, history.described("info")
@@ -85,7 +111,14 @@ def summarize(
         "dropped": history.dropped, "complete": bool(facts) and complete >= set(facts),
         # A rank that has ended and is still there may have samples under way.
         "settled": state.ended and not any(f.ended and f.connected and r not in complete for r, f in facts.items()),
+        "cut": cut, "since": _moment(since), "gone": state is State.LOST and any(f.gone for f in facts.values()),
+        "pause": _pause(facts.values()) if state is State.STALLED else 0.0,
+        # The weakest promise of any of them; nobody who has one says nothing.
+        "durability": min((f.durability for f in facts.values() if f.durability), default=line["durability"]),
     }  # fmt: skip
+    gaps = history.gaps
+    line["gaps"] = [[gap.lane, gap.first, gap.last] for gap in gaps[:MAX_GAPS]]
+    line["missing"] = max(0, len(gaps) - MAX_GAPS)
     source = history.current(min(facts, default=0))
     if source is not None:
         pace = source.pace
@@ -95,7 +128,13 @@ def summarize(
         totals = info.get("totals")
         known = cast("dict[str, Any]", totals) if isinstance(totals, dict) else {}
         line["progress"] = _finite(asdict(pace.progress(known, max(0.0, last - began), state.ended)))
+    line["badge"] = badge_of(line)
     return line
+
+
+def _pause(facts: Iterable[RankFacts]) -> float:
+    """The longest pause that is usual for them."""
+    return max((rank.longest_gap for rank in facts), default=0.0)
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,17 +143,52 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def badge_of(summary: Mapping[str, Any]) -> str:
-    """In a few words, whether all of the run is here."""
-    given_up = [_gone(what, count) for what, count in sorted(summary["dropped"].items()) if count]
+    """In a few words, whether all of the run is here; the only place that decides it.
+
+    What is missing and what was given up go first, since both stay so. A trainer that was killed, and whose journal was
+    delivered, has told all but its last 20 ms, or all, by its ``durability``.
+    """
     state = State(summary["state"])
-    if given_up:
-        return ", ".join(given_up)
+    lacking = _lacking(summary)
+    if lacking:
+        return ", ".join(lacking)
     if summary["complete"]:
-        return "complete"
-    return "end not confirmed" if state.ended else "cut off" if state is State.LOST else "live"
+        return "complete to its last 20 ms" if summary["cut"] and summary["durability"] != "process" else "complete"
+    if state is State.LOST:
+        step = summary["progress"]["step"]
+        return "cut off" if step is None else f"cut off after step {step:,}"
+    return "end not confirmed" if state.ended else "live"
 
 
-def _gone(what: str, count: int) -> str:
-    if what == "records":  # nobody knows what they said
-        return f"{count:,} record{'s' * (count != 1)} missing"
-    return f"{count:,} {what.removesuffix('s')}{'s' * (count != 1)} dropped"
+def _lacking(summary: Mapping[str, Any]) -> list[str]:
+    gaps, dropped = summary["gaps"], summary["dropped"]
+    missing = int(dropped.get(MISSING, 0))
+    found: list[str] = []
+    if len(gaps) == 1 and not summary["missing"]:
+        (lane, first, last) = gaps[0]
+        found.append(f"gap {first:,}–{last:,}" + (" in the samples" if lane == BULK else ""))
+    elif missing:
+        several = f"{len(gaps) + summary['missing']} gaps, " if gaps else ""
+        found.append(f"{several}{missing:,} record{'s' * (missing != 1)} missing")
+    for what, count in sorted(dropped.items()):
+        if count and what != MISSING:
+            found.append(f"{count:,} {what.removesuffix('s')}{'s' * (count != 1)} dropped")
+    return found
+
+
+def status_of(summary: Mapping[str, Any], now: float) -> str:
+    """What the run is doing, in a sentence; ``now`` in Unix seconds."""
+    state, since = State(summary["state"]), float(summary["since"])
+    for_so_long = f" for {duration(now - since)}" if since else ""
+    if state is State.STALLED:
+        silent = f"its process is there, but silent{for_so_long}"
+        pause = float(summary["pause"])
+        return f"stalled: {silent}" + (f"; its longest pause of late was {duration(pause)}" if pause else "")
+    if state is State.LOST:
+        why = (
+            "its process is gone (killed or crashed; `fitwire run` would tell)"
+            if summary["gone"]
+            else "no connection: its host cannot be reached, or its process is gone"
+        )
+        return f"lost{for_so_long}: {why}"
+    return f"{state}: {summary['reason']}" if summary["reason"] else str(state)

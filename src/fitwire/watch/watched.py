@@ -5,6 +5,7 @@ It asks its :class:`~fitwire.watch.desk.Desk` anew each time, so it never shows 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, overload
@@ -14,13 +15,14 @@ import numpy as np
 from fitwire.errors import ConditionNotMet, UnknownRun, UsageError, WaitTimeout
 from fitwire.events import Alert, Log
 from fitwire.protocol.arrays import Array
+from fitwire.watch.branches import Branch, Gap
 from fitwire.watch.desk import Desk
 from fitwire.watch.history import History
 from fitwire.watch.series import PERS, Columns, Curve
 from fitwire.watch.states import Progress, State, parse_condition
 from fitwire.watch.store import SampleRef
 from fitwire.watch.stream import EventStream
-from fitwire.watch.summary import badge_of
+from fitwire.watch.summary import badge_of, status_of
 
 __all__ = ["SampleList", "WatchedRun", "WatchedSample"]
 
@@ -205,17 +207,21 @@ class WatchedRun:
 
     @property
     def status_text(self) -> str:
-        """What it is doing, in a sentence."""
-        line, state = self._line, self.state
-        if state is State.STALLED:
-            return "stalled: its process is there, but silent for longer than its own pace explains"
-        if state is State.LOST:
-            return "lost: its process is gone or its host cannot be reached"
-        return f"{state}: {line['reason']}" if line["reason"] else str(state)
+        """What it is doing, in a sentence: how it ended, since when it is lost, how long it has been silent."""
+        return status_of(self._line, time.time())
+
+    @property
+    def since(self) -> float | None:
+        """Since when it is lost, or has been silent when it is stalled, Unix seconds; None in any other state."""
+        return float(self._line["since"]) or None
 
     @property
     def badge(self) -> str:
-        """Whether all of it is here: ``"live"``, ``"complete"``, ``"3 sample dropped"`` and the like."""
+        """Whether all of it is here, in a few words; the same in every view.
+
+        ``"live"``, ``"complete"``, ``"complete to its last 20 ms"`` (it was killed), ``"3 samples dropped"``,
+        ``"gap 1,201–1,400"`` (records that are missing), ``"cut off after step 99"`` and the like.
+        """
         return badge_of(self._line)
 
     @property
@@ -244,13 +250,29 @@ class WatchedRun:
         """The newest value of a metric; NaN when there is none."""
         return self._ask(lambda h: h.latest(name))
 
-    def curve(self, name: str, per: str = "auto", rank: int | None = None) -> Curve:
+    @property
+    def branches(self) -> list[Branch]:
+        """Its process lives, oldest first.
+
+        A run that resumes from an earlier step branches off there. Curves and samples show the newest branch; what it
+        took up again is kept, and is to be had by ``branch=``.
+        """
+        return self._ask(lambda h: h.branches())
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """Records that are missing: lost in a store, or delivered to another; none in a run that is complete."""
+        return self._ask(lambda h: h.gaps)
+
+    def curve(self, name: str, per: str = "auto", rank: int | None = None, branch: int | None = None) -> Curve:
         """One metric, exact.
 
         Args:
             name: One of :attr:`metrics` or :attr:`gauges`.
             per: ``"batch"``, ``"epoch"``, ``"time"``, or ``"auto"``: per batch if there is one.
             rank: Process; None for the lowest that has it.
+            branch: An incarnation out of :attr:`branches`: the curve as it was before later ones took steps of it up
+                again. None for the newest.
 
         Raises:
             UnknownRun: There is no such metric; the message lists what there is.
@@ -258,28 +280,24 @@ class WatchedRun:
         """
         if per not in ("auto", "batch", "epoch", "time"):
             raise UsageError(f"per={per!r}: pass 'auto', 'batch', 'epoch' or 'time'")
-        return self._ask(lambda h: h.curve(name, per, rank))
+        return self._ask(lambda h: h.curve(name, per, rank, branch))
 
     @property
     def sample_names(self) -> list[str]:
         """Names of samples, in order of appearance."""
         return self._ask(lambda h: list(h.samples))
 
-    def samples(self, name: str) -> SampleList:
+    def samples(self, name: str, branch: int | None = None) -> SampleList:
         """The samples of one name, oldest first; their arrays are fetched when asked for.
+
+        Args:
+            name: One of :attr:`sample_names`.
+            branch: As for :meth:`curve`.
 
         Raises:
             UnknownRun: There is no such sample; the message lists what there is.
         """
-
-        def found(history: History) -> list[SampleRef]:
-            if name not in history.samples:
-                raise UnknownRun(
-                    f"no sample {name!r} in this run; there are: {', '.join(history.samples) or 'none yet'}"
-                )
-            return list(history.samples[name])
-
-        return SampleList(self._desk, self._run, self._ask(found))
+        return SampleList(self._desk, self._run, self._ask(lambda h: h.sample_refs(name, branch)))
 
     @property
     def lines(self) -> list[Log | Alert]:
@@ -288,6 +306,8 @@ class WatchedRun:
 
     def events(self, follow: bool = True) -> EventStream:
         """Everything that was told, in order, from the beginning; to be iterated with ``for`` or ``async for``.
+
+        All branches are in it, also what a later one took up again; each begins with a ``RunStarted``.
 
         Args:
             follow: Wait for more until the run has ended; else stop at what is known.
@@ -340,7 +360,8 @@ class WatchedRun:
     def to_numpy(self) -> dict[str, dict[str, Array]]:
         """All curves: ``{"loss": {"steps": …, "epochs": …, "times": …, "values": …}, "loss/epoch": …}``.
 
-        A name told both per batch and per epoch stands twice, the second time with ``/epoch``.
+        Of the newest branch, by the lowest rank that has them; other branches are to be had from :meth:`curve`. A name
+        told both per batch and per epoch stands twice, the second time with ``/epoch``.
         """
 
         def found(history: History) -> dict[str, dict[str, Array]]:
@@ -358,7 +379,7 @@ class WatchedRun:
         return self._ask(found)
 
     def to_dataframe(self, kind: Literal["auto", "pandas", "polars"] = "auto") -> Any:
-        """All curves as one table: name, per, rank, step, epoch, time, value; a row a point.
+        """All curves, of the newest branch, as one table: name, per, rank, step, epoch, time, value; a row a point.
 
         Args:
             kind: Which library; ``"auto"`` takes pandas where installed, else polars.
