@@ -381,7 +381,7 @@ class Hub:
                 self._set_up(link, False, now)
         if sink.complete and not link.bye:
             link.bye = True
-            self.roster.completed(sink.sender)
+            self.roster.completed(sink.sender, sink.status)
             self._saved = -1e9  # what is complete is to be so for the next hub too
         if now - link.looked >= LOOK_AFTER and now - sink.heard >= LOOK_AFTER and not link.bye:
             link.looked = now
