@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,54 @@ def test_a_later_incarnation_is_greater_even_within_a_second() -> None:
 
     assert numbers == sorted(set(numbers))
     assert abs(numbers[0] - time.time()) < 5
+
+
+def test_a_later_incarnation_is_greater_though_another_process_made_the_former(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that is started again within the same second, or after the clock was set back, is not its former self."""
+    monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000.0)
+
+    numbers = []
+    for _ in range(3):
+        monkeypatch.setattr(module, "_incarnations", {})  # as in a process that knows of no other
+        numbers.append(identify(Settings(run_id="again"))[0].incarnation)
+    monkeypatch.setattr(module.time, "time", lambda: 1_600_000_000.0)
+    monkeypatch.setattr(module, "_incarnations", {})
+    numbers.append(identify(Settings(run_id="again"))[0].incarnation)
+
+    assert numbers == [1_700_000_000, 1_700_000_001, 1_700_000_002, 1_700_000_003]
+
+
+def test_which_incarnation_was_last_takes_one_small_file_a_run(
+    monkeypatch: pytest.MonkeyPatch, fitwire_dir: Path
+) -> None:
+    """Older ones of the run go, those of others only after a year; a run with an id of its own leaves none."""
+    now = [1_700_000_000.0]
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    for name in ("one", "one", "two"):
+        identify(Settings(run_id=name))
+    identify(Settings())
+    identify(Settings(run_id="three", mode="disabled"))
+    ours = {name: run_id_of(name).hex() for name in ("one", "two", "four")}
+
+    before = sorted(path.name for path in (fitwire_dir / "lives").iterdir())
+    now[0] += 400 * 86_400
+    identify(Settings(run_id="four"))
+    after = [path.name for path in (fitwire_dir / "lives").iterdir()]
+
+    assert before == sorted([f"{ours['one']}-0-1700000001", f"{ours['two']}-0-1700000000"])
+    assert after == [f"{ours['four']}-0-{int(now[0])}"]
+
+
+def test_without_a_folder_the_clock_says_which_incarnation_it_is(
+    monkeypatch: pytest.MonkeyPatch, fitwire_dir: Path
+) -> None:
+    """A data folder that cannot be written to does not keep a training from starting."""
+    (fitwire_dir / "lives").write_text("in the way")
+    monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000.0)
+
+    assert identify(Settings(run_id="unlucky"))[0].incarnation == 1_700_000_000
 
 
 def test_no_launcher_means_one_process() -> None:

@@ -50,5 +50,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
             for name, value in report.user_properties:
-                if name == "figures" and report.when == "teardown" or outcome == "failed":
+                if (name == "figures" and report.when == "teardown") or outcome == "failed":
                     terminalreporter.write_line(json.dumps({"outcome": outcome, **json.loads(value)}))

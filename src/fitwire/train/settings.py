@@ -31,10 +31,12 @@ __all__ = [
 Mode = Literal["online", "offline", "disabled"]
 Resume = Literal["auto", "must", "never"]
 Wire = Literal["fw", "pair"]
-Durability = Literal["memory"]
+Durability = Literal["memory", "process"]
 
 MAX_INCARNATION = 2**32 - 1
 """It travels in 32 bits."""
+FORGOTTEN_AFTER = 366 * 86_400
+"""Seconds after which nobody needs to know any more which incarnation of a run was the last."""
 
 _ADJECTIVES = (
     "amber brisk calm clear deft eager fleet fond gentle golden keen kind lively lucid merry mild neat noble plain "
@@ -98,10 +100,10 @@ class Settings:
             raise UsageError(f"tags={self.tags!r}: pass a list of texts")
         put(self, "tags", tuple(str(_text("tags", tag)) for tag in self.tags))
         _choice("resume", self.resume, Resume)
-        later = {"offline": "needs the journal on disk, which this version does not write; pass 'online'"}
-        _choice("mode", str(self.mode), Mode, later)
-        later = {"process": "needs the journal on disk, which this version does not write; pass 'memory'"}
-        _choice("durability", self.durability, Durability, later)
+        _choice("mode", str(self.mode), Mode)
+        _choice("durability", self.durability, Durability)
+        if self.wire == "pair" and (self.mode == "offline" or self.durability == "process"):
+            raise UsageError("wire='pair' keeps no journal: pass mode='online' and durability='memory', or wire='fw'")
         later = {"sleap": "is not spoken by this version; pass 'fw' or 'pair'"}
         _choice("wire", self.wire, Wire, later)
         if self.resume == "must" and self.run_id is None:
@@ -219,17 +221,24 @@ def _claim(run: bytes, rank: int, number: int) -> int:
     An empty file bears the number in its name, because making one is atomic where locks may hang.
     """
     folder = private_folder(data_folder() / "lives")
-    prefix = f"{run.hex()}-{rank}-"
-    known = [int(text) for name in os.listdir(folder) if (text := name.removeprefix(prefix)) != name and text.isdigit()]
-    number = max([number, *(last + 1 for last in known if last < MAX_INCARNATION)])
+    mine = f"{run.hex()}-{rank}"
+    known: list[int] = []
+    for name in os.listdir(folder):
+        whose, _, text = name.rpartition("-")
+        last = int(text) if text.isdecimal() else 0
+        if whose == mine and last < MAX_INCARNATION:
+            known.append(last)
+        elif last < number - FORGOTTEN_AFTER:
+            (folder / name).unlink(missing_ok=True)
+    number = max([number, *(last + 1 for last in known)])
     while True:
         try:
-            os.close(os.open(folder / f"{prefix}{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(os.open(folder / f"{mine}-{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             break
         except FileExistsError:
             number += 1
     for last in known:
-        (folder / f"{prefix}{last}").unlink(missing_ok=True)
+        (folder / f"{mine}-{last}").unlink(missing_ok=True)
     return number
 
 
