@@ -1,0 +1,265 @@
+"""How fast do arrays cross the link, against a bare TCP socket and a copy in memory, in one run?
+
+Prints one JSON line; rates are GB/s (10⁹ bytes a second), medians of the rounds. For each size:
+
+- ``memcpy``: one array into another that exists.
+- ``tcp``: a bare socket on loopback, ``sendall`` here, ``recv_into`` one buffer in another process.
+- ``link``: arrays of a sample packed, sent by a ``Source`` over TCP, taken, checked and confirmed by a ``Sink`` in
+  another process; no journal and no store. ``link_ipc``: the same over a Unix socket, which is fitwire's default.
+- ``stored``: ``Run.sample`` to a hub in another process, until its store has committed; over the default Unix socket.
+- ``held``: how long ``Run.sample`` holds its caller, as a multiple of copying the array into fresh memory.
+
+``link_share`` and ``stored_share`` are parts of ``tcp``.
+
+    python benchmarks/arrays.py [--sizes KIB ...] [--megabytes N] [--rounds N] [--only link|stored]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fitwire
+from fitwire.events import Sample
+from fitwire.protocol.blocks import BULK, Identity, Kind, decode_message
+from fitwire.protocol.sink import Sink
+from fitwire.protocol.source import Source, State
+from fitwire.train.backlog import MemoryBacklog
+from fitwire.train.packer import Packer
+from fitwire.transport.address import resolve
+from fitwire.transport.zmq import Dealer, Router
+from fitwire.watch.hub import AT_ONCE, BYTES_AT_ONCE, Hub
+
+SIZES_KIB = (64, 256, 1024, 4096, 16_384, 65_536, 131_072)
+LOOK = 0.020
+
+
+class Child:
+    """Another process of this script, which answers a line with a line."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, __file__, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.hello = self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(20.0)
+
+
+# -- the other process
+
+
+def serve_tcp() -> None:
+    """Take arrays from a bare socket: a connection says (size, count) first and gets a byte at the end."""
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        print(server.getsockname()[1], flush=True)
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                size, count = (int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little") for _ in range(2))
+                buffer = memoryview(bytearray(size))
+                for _ in range(count):
+                    at = 0
+                    while at < size:
+                        at += connection.recv_into(buffer[at:])
+                connection.sendall(b"k")
+
+
+def serve_link(address: str) -> None:
+    """Be a hub that stores nothing: take, check, confirm."""
+    router = Router(resolve(address))
+    print("ready", flush=True)
+    over = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    sinks: dict[bytes, Sink] = {}
+    while not over.is_set():
+        now, size = time.monotonic(), 0
+        for _ in range(AT_ONCE):
+            found = router.receive()
+            if found is None:
+                break
+            peer, frames = found
+            message = decode_message(frames)
+            sink = sinks.get(peer)
+            if sink is None or sink.sender != message.sender:
+                sink = sinks[peer] = Sink(message.sender)
+            sink.receive(message, frames, now)
+            size += sum(map(len, frames))
+            if size > BYTES_AT_ONCE:
+                break
+        for peer, sink in list(sinks.items()):
+            sink.committed([block for block, _ in sink.take()], now)
+            for message in sink.due(now):
+                router.send(peer, message)
+            if sink.complete:
+                del sinks[peer]
+        router.wait(LOOK)
+
+
+def serve_hub(address: str, store: str) -> None:
+    """Be a hub until stdin is closed."""
+    hub = Hub(resolve(address), store)
+    print("ready", flush=True)
+    sys.stdin.read()
+    hub.close()
+
+
+# -- what is measured
+
+
+def measure_copy(array: np.ndarray, count: int) -> float:
+    """Into memory that is there."""
+    into = array.copy()
+    begun = time.perf_counter()
+    for _ in range(count):
+        np.copyto(into, array)
+    return time.perf_counter() - begun
+
+
+def measure_tcp(port: int, array: np.ndarray, count: int) -> float:
+    """Through a bare socket."""
+    view = memoryview(array).cast("B")
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(len(view).to_bytes(8, "little") + count.to_bytes(8, "little"))
+        begun = time.perf_counter()
+        for _ in range(count):
+            connection.sendall(view)
+        assert connection.recv(1) == b"k"
+        return time.perf_counter() - begun
+
+
+def measure_link(address: str, array: np.ndarray, count: int) -> float:
+    """Through the link alone, as a trainer's I/O thread drives it."""
+    sender = Identity(os.urandom(16), 1, 0)
+    backlog = MemoryBacklog(bulk_bytes=2**30)
+    source, packer = Source(sender, {"name": "arrays"}, backlog), Packer(sender, backlog.append)
+    link = Dealer(resolve(address))
+    source.connect(time.monotonic())
+    told, begun = 0, 0.0
+    while source.state is not State.ENDED:
+        now = time.monotonic()
+        for up in link.changes():
+            if up:
+                source.connected(now)
+        while (frames := link.receive()) is not None:
+            source.receive(frames, now)
+        if source.state is State.STREAMING:
+            begun = begun or time.perf_counter()
+            # What waits stays within the backlog's budget, as with a trainer that samples now and then.
+            while told < count and (told - source.have[BULK] < 2 or backlog.nbytes < 16 * 2**20):
+                packer.add([Sample(time=time.time(), name="s", arrays={"image": array})])
+                told += 1
+            if told == count:
+                source.goodbye("finished")
+        for message in source.due(now):
+            link.send(message)
+        if source.state is not State.ENDED:
+            link.wait(LOOK)
+    took = time.perf_counter() - begun
+    link.close()
+    assert backlog.dropped == [0, 0] and source.replays == 0
+    return took
+
+
+def measure_stored(run: fitwire.Run, array: np.ndarray, count: int) -> tuple[float, float]:
+    """Seconds until ``count`` samples are in the store, and the median seconds that a call took."""
+    together = max(1, 32 * 2**20 // array.nbytes)  # within the budget of the backlog
+    held: list[float] = []
+    begun = time.perf_counter()
+    for number in range(count):
+        called = time.perf_counter()
+        run.sample("s", step=number, image=array)
+        held.append(time.perf_counter() - called)
+        if (number + 1) % together == 0 or number + 1 == count:
+            assert run.flush(60.0)
+    return time.perf_counter() - begun, statistics.median(held)
+
+
+def measure_fresh_copy(array: np.ndarray, count: int) -> float:
+    """Median seconds of a copy into memory that is new, which is what a sample needs."""
+    took: list[float] = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        copy = array.copy()
+        took.append(time.perf_counter() - begun)
+        del copy
+    return statistics.median(took)
+
+
+def measure(size: int, megabytes: int, ports: dict[str, Any], only: str | None) -> dict[str, float]:
+    """Each once, one after the other; GB/s."""
+    array = np.random.default_rng(0).integers(0, 255, (1, size), np.uint8)
+    count = max(4, megabytes * 2**20 // size)
+    total = count * size / 1e9
+    found = {"memcpy": total / measure_copy(array, count), "tcp": total / measure_tcp(ports["tcp"], array, count)}
+    if only != "stored":
+        found["link"] = total / measure_link(ports["link"], array, count)
+        found["link_ipc"] = total / measure_link(ports["link_ipc"], array, count)
+    if only != "link":
+        took, held = measure_stored(ports["run"], array, max(2, count // 4))
+        found["stored"] = max(2, count // 4) * size / 1e9 / took
+        found["held"] = held / measure_fresh_copy(array, max(3, count // 4))
+    return found
+
+
+def summarize(size: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, and shares as medians of what was measured together."""
+
+    def median(of: Callable[[dict[str, float]], float]) -> float:
+        return round(statistics.median(map(of, rounds)), 3)
+
+    shares = {f"{what}_share": median(lambda r: r[what] / r["tcp"]) for what in ("link", "stored") if what in rounds[0]}
+    return {"kib": size // 1024, **{key: median(lambda r: r[key]) for key in rounds[0]}, **shares}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES_KIB, metavar="KIB")
+    parser.add_argument("--megabytes", type=int, default=512, help="what crosses in one measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("link", "stored"))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fw-") as folder, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        places = {"link": f"tcp://127.0.0.1:{port}", "link_ipc": f"ipc://{folder}/link", "hub": f"ipc://{folder}/hub"}
+        tcp, hub = Child("tcp"), Child("hub", places["hub"], f"{folder}/store.sqlite3")
+        sinks = [Child("link", places[place]) for place in ("link", "link_ipc")]
+        run = fitwire.init(places["hub"], name="arrays", wait=10.0)
+        ports: dict[str, Any] = {"tcp": int(tcp.hello), "run": run, **places}
+        found: list[dict[str, Any]] = []
+        for kib in chosen.sizes:
+            rounds = [measure(kib * 1024, chosen.megabytes, ports, chosen.only) for _ in range(chosen.rounds)]
+            found.append(summarize(kib * 1024, rounds))
+        run.finish()
+        for child in (tcp, hub, *sinks):
+            child.close()
+        size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
+    about = {"benchmark": "arrays", "cpus": os.cpu_count(), "python": sys.version.split()[0]}
+    print(json.dumps({**about, "megabytes": chosen.megabytes, "cases": found, "store_mb": round(size / 2**20)}))
+
+
+if __name__ == "__main__":
+    roles: dict[str, Callable[..., None]] = {"tcp": serve_tcp, "link": serve_link, "hub": serve_hub}
+    if sys.argv[1:2] and sys.argv[1] in roles:
+        roles[sys.argv[1]](*sys.argv[2:])
+    else:
+        main()
