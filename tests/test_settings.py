@@ -58,9 +58,9 @@ def test_the_address_of_the_environment_is_checked_at_once(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"mode": "offline"}, "mode='offline' needs the journal on disk, which this version does not write"),
         ({"mode": "on"}, "mode='on': pass one of 'online'"),
-        ({"durability": "process"}, "durability='process' needs the journal"),
+        ({"durability": "disk"}, "durability='disk': pass one of 'memory', 'process'"),
+        ({"wire": "pair", "mode": "offline"}, "wire='pair' keeps no journal"),
         ({"durability": "x"}, "durability='x': pass one of 'memory'"),
         ({"wire": "sleap"}, "wire='sleap' is not spoken by this version; pass 'fw' or 'pair'"),
         ({"wire": "x"}, "wire='x': pass one of 'fw', 'pair'"),

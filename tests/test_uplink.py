@@ -14,14 +14,14 @@ from fitwire.events import Dropped, EpochEnded, Log, Metrics, RunStarted, Sample
 from fitwire.protocol.blocks import Kind, decode_message
 from fitwire.protocol.sink import reject
 from fitwire.train import uplink as module
-from fitwire.train.backlog import MemoryBacklog
+from fitwire.train.journal import Journal
 from fitwire.train.pending import LateRow
 from fitwire.train.settings import new_run_id, next_identity
 from fitwire.train.uplink import Mark, Record, Uplink, shed
 from fitwire.transport.address import default_address
 from fitwire.transport.zmq import Router
 from helpers import until
-from test_packer import row
+from test_packer import ME, row
 from tinyhub import Store, TinyHub, tiny_hub
 
 
@@ -37,7 +37,7 @@ class Told:
         self.sentences.append(sentence)
 
 
-def opened(backlog: MemoryBacklog | None = None, told: Told | None = None) -> Uplink:
+def opened(backlog: Journal | None = None, told: Told | None = None) -> Uplink:
     uplink = Uplink(next_identity(new_run_id(), 0), {"name": "x"}, default_address(), told or Told(), backlog)
     uplink.start()
     return uplink
@@ -99,7 +99,7 @@ def test_a_hub_that_is_killed_and_started_again_gets_everything() -> None:
 
 def test_without_a_hub_memory_is_bounded_and_a_late_hub_learns_what_is_missing() -> None:
     """The budget is kept; tombstones stand for the rest, epochs and events are all there."""
-    uplink = opened(MemoryBacklog(record_bytes=300_000, bulk_bytes=100_000))
+    uplink = opened(Journal(ME, record_bytes=300_000, bulk_bytes=100_000))
     uplink.queue.append(RunStarted(time=0.0, name="x"))
     for i in range(60_000):
         uplink.queue.append(row(i, {"loss": float(i), "accuracy": 0.5}))

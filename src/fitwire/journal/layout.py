@@ -29,6 +29,7 @@ from fitwire.transport.process import alive, host_key, private_folder
 
 __all__ = [
     "ABOUT", "POINTER", "RING", "About", "Life", "create", "find_journals", "folder_name", "is_network_folder",
+    "keeper_of",
     "journals_folder", "life_of", "read_about", "read_have", "remove", "segment_name", "segments", "write_have",
 ]  # fmt: skip
 
@@ -164,6 +165,15 @@ def _process(pid: object, started: object) -> tuple[int, float | None] | None:
     if type(pid) is not int or not 0 < pid < 2**31:
         return None
     return pid, float(started) if isinstance(started, (int, float)) else None
+
+
+def keeper_of(text: str | None) -> tuple[int, float | None] | None:
+    """The process that ``FITWIRE_KEEPER`` names, ``PID:START``; None when it names none."""
+    pid, _, started = (text or "").partition(":")
+    try:
+        return _process(int(pid), float(started) if started else None)
+    except ValueError:
+        return None
 
 
 def find_journals(folder: str | os.PathLike[str] | None = None) -> Iterator[Path]:

@@ -112,6 +112,10 @@ class PairUplink:
             self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
         return self.delivery()
 
+    def offer(self, nbytes: int) -> bool:
+        """Always: this wire keeps nothing."""
+        return True
+
     def delivery(self) -> Delivery:
         """How things stand; ``delivered`` is what was handed to the socket for a receiver that was there."""
         lost = sum(self._sender.dropped[why] for why in LOSSES) if self._sender is not None else 0

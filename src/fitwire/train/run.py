@@ -23,6 +23,7 @@ from fitwire.events import (
     MAX_NAME,
     Alert,
     Described,
+    Dropped,
     Event,
     Level,
     Log,
@@ -32,6 +33,7 @@ from fitwire.events import (
     Sample,
     Status,
 )
+from fitwire.journal.layout import About, keeper_of
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, encode_array
 from fitwire.protocol.blocks import Identity
 from fitwire.train import ending
@@ -163,9 +165,11 @@ class Run:
         hello: dict[str, Any] = {
             "name": self.name, "project": settings.project, "host": socket.gethostname()[:MAX_NAME],
             "host_key": host_key()[:MAX_NAME], "pid": os.getpid(), "pid_started": started_at(os.getpid()),
-            "world_size": size, "fitwire": __version__, "can": [],
+            "world_size": size, "fitwire": __version__, "durability": settings.durability, "can": [],
         }  # fmt: skip
-        return Uplink(sender, hello, resolve(settings.address), self._warn)
+        about = About(sender, hello, settings.durability, keeper_of(os.environ.get("FITWIRE_KEEPER")))
+        address = None if settings.mode == "offline" else resolve(settings.address)
+        return Uplink(sender, hello, address, self._warn, about=about, folder=settings.dir)
 
     def _await(self, outlet: Outlet, wait: float) -> None:
         if wait <= 0 or outlet.greeted.wait(wait):
@@ -294,6 +298,10 @@ class Run:
             return
         at = self._last() if step is None else self._whole("step", step, self._last())
         epoch = self._maybe_whole("epoch", epoch)
+        if self._outlet is not None and not self._outlet.offer(sum(array.nbytes for array in owned.values())):
+            why = "made faster than it can be written"
+            self._append_event(Dropped(time=_now(), rank=self.rank, step=at, count=1, what="sample", reason=why))
+            return
         self._tell(
             f"sample {name}",
             lambda: Sample(
@@ -512,9 +520,17 @@ class Run:
         if delivery.dropped:
             line += f", {delivery.dropped:,} given up under pressure"
         if delivery.left:
-            why = "not taken in time" if greeted else "nobody answered; start `fitwire watch` before or while you train"
-            line += f", {delivery.left:,} lost ({why})"
-        say("warning" if delivery.left else "info", line)
+            line += self._say_left(delivery, greeted)
+        say("warning" if delivery.left > delivery.kept else "info", line)
+
+    def _say_left(self, delivery: Delivery, greeted: bool) -> str:
+        lost, line = delivery.left - delivery.kept, ""
+        if delivery.kept:
+            line += f", {delivery.kept:,} wait in {delivery.journal}: the next hub here takes them, or `fitwire sync`"
+        if lost > 0:
+            why = "not taken in time" if greeted else "nobody answered"
+            line += f", {lost:,} lost ({why})"
+        return line
 
     def _deafen(self) -> None:
         """Called in a forked child, before anything else runs there."""

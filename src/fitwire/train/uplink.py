@@ -1,25 +1,31 @@
-"""The I/O thread of a run: takes what the training thread appended, packs it, and keeps the link.
+"""The I/O thread of a run: takes what the training thread appended, packs it into the journal, and keeps the link.
 
-Every 20 ms it looks; nobody wakes it, because waking costs the training thread ten times what it seems. It knows no
-framework and no metric.
+Every 20 ms it looks; nobody wakes it, because waking costs the training thread ten times what it seems. Nothing is sent
+that is not in the journal. It knows no framework and no metric.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from fitwire.events import Dropped, Event
-from fitwire.protocol.blocks import LANES, Identity
+from fitwire.events import Dropped, Event, Sample
+from fitwire.journal.layout import About, create, folder_name, journals_folder
+from fitwire.protocol.blocks import LANES, RECORDS, Identity
 from fitwire.protocol.source import Source, State
-from fitwire.train.backlog import MemoryBacklog
+from fitwire.train.journal import Journal
 from fitwire.train.packer import MAX_ROWS, Packer, Row
 from fitwire.train.pending import LateRow
+from fitwire.train.segments import Segments
 from fitwire.transport.address import Address
 from fitwire.transport.process import spawn
 from fitwire.transport.zmq import Dealer
@@ -29,9 +35,17 @@ __all__ = ["Delivery", "Mark", "Outlet", "Record", "Uplink", "shed"]
 LOOK = 0.020
 """Seconds between two looks at what was appended: no eye sees 20 ms, and 100 rows at a time pack cheapest."""
 ALONE = 1.0
-"""The same while no hub is there: nobody waits, and fuller blocks take less memory."""
+"""The same while no hub is there and nothing is written: nobody waits, and fuller blocks take less memory."""
 AT_ONCE = 20_000
 """Records taken in one look, so that the link is served in between."""
+BYTES_AT_ONCE = 16 * 2**20
+"""Bytes of samples likewise: what is packed waits in memory until it is written."""
+WAITING_BYTES = 32 * 2**20
+"""Bytes of samples that may wait to be packed: a loop that makes them faster than the disk takes them."""
+GAUGES = 8
+"""Under pressure, of so many gauges one is kept."""
+INCARNATIONS = 100
+"""Process lives of one run and rank that may begin in one second."""
 MAX_QUEUE = 400_000
 """Records that may wait to be packed, some 150 MB: a loop that appends faster than this thread can pack."""
 DRAIN = 2.0
@@ -74,12 +88,16 @@ class Delivery:
         left: Records accepted and not delivered.
         dropped: Records given up under pressure.
         complete: Whether the other end has confirmed the end.
+        kept: Of those left, how many are in the journal.
+        journal: Its folder; empty when there is none.
     """
 
     delivered: int
     left: int
     dropped: int
     complete: bool
+    kept: int = 0
+    journal: str = ""
 
 
 class Outlet(Protocol):
@@ -107,6 +125,10 @@ class Outlet(Protocol):
 
     def delivery(self) -> Delivery:
         """How things stand."""
+        ...
+
+    def offer(self, nbytes: int) -> bool:
+        """Whether there is room for a sample of that size, which will then be appended."""
         ...
 
 
@@ -145,24 +167,34 @@ class Uplink:
     Args:
         sender: Run, incarnation and rank.
         hello: For the source's hello.
-        address: Of the hub.
+        address: Of the hub; None to write the journal only.
         warn: Told of what the user should know: ``warn(kind, sentence)``.
-        backlog: Where blocks lie until the hub has them.
+        journal: Where blocks lie until the hub has them; None for one in memory.
+        about: Of a journal on disk, whose folder is made when the thread starts; None for none.
+        folder: Where it is made; None for the data folder.
+
+    Attributes:
+        release: Told up to which record the journal has all; None when nobody counts.
     """
 
     def __init__(
         self,
         sender: Identity,
         hello: dict[str, Any],
-        address: Address,
+        address: Address | None,
         warn: Callable[[str, str], None],
-        backlog: MemoryBacklog | None = None,
+        journal: Journal | None = None,
+        *,
+        about: About | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.queue: deque[Record] = deque()
         self.hurry = False
         self.greeted = threading.Event()
-        self.place = address.text
-        self.backlog = MemoryBacklog() if backlog is None else backlog
+        self.place = address.text if address is not None else "its journal"
+        self._about, self._folder = about, folder
+        self._segments = Segments(self._make_folder) if about is not None else None
+        self.backlog = Journal(sender, self._segments, warn) if journal is None else journal
         chance = random.Random()  # of our own: drawing from the user's would change their training
         self.source = Source(sender, hello, self.backlog, chance.random)
         self._packer = Packer(sender, self.backlog.append, lambda what, why: warn(f"refused {what}", f"{what}: {why}"))
@@ -170,11 +202,40 @@ class Uplink:
         self._closing: float | None = None
         self._status = "finished"
         self._marks: list[Mark] = []
-        self._shed = self._lost = 0
+        self._shed = self._lost = self._taken = 0
+        self._spared = self._kept = 0
+        self._where = ""
+        self._waiting_bytes = 0
+        self._offering = threading.RLock()  # a signal's handler may sample too
+        self.release: Callable[[int], None] | None = None
         self._parted = False
         self._thread: threading.Thread | None = None
         # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
         self._over = threading.Event()
+
+    def open_journal(self) -> Path:
+        """Make the journal's folder now, on the calling thread.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        if self._segments is None:
+            raise OSError(errno.ENOENT, "there is no journal")
+        return self._segments.open()
+
+    def _make_folder(self) -> Path:
+        """The journal's folder; a second process that began in the same second takes the next incarnation."""
+        assert self._about is not None
+        for _ in range(INCARNATIONS):
+            about = replace(self._about, sender=self.source.sender)
+            try:
+                return create(about, self._folder)
+            except FileExistsError:
+                if self.backlog.head(RECORDS):  # it is our own, whose files somebody deleted
+                    return journals_folder(self._folder) / folder_name(about.sender)
+                sender = replace(about.sender, incarnation=about.sender.incarnation + 1)
+                self.source.sender = self._packer.sender = self.backlog.sender = sender
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def start(self) -> None:
         """Begin to greet and send; returns at once."""
@@ -189,13 +250,27 @@ class Uplink:
             self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
         return self.delivery()
 
+    def offer(self, nbytes: int) -> bool:
+        """Whether there is room for a sample of that size; it is then waited for."""
+        with self._offering:
+            if self._waiting_bytes + nbytes > WAITING_BYTES and self._waiting_bytes:
+                self._shed += 1
+                return False
+            self._waiting_bytes += nbytes
+        return True
+
+    def _unoffer(self, nbytes: int) -> None:
+        with self._offering:
+            self._waiting_bytes -= nbytes
+
     def delivery(self) -> Delivery:
         """How things stand."""
         have = self.source.have
         heads = [self.backlog.head(lane) for lane in LANES]
         left = sum(heads) - sum(have) + len(self.queue) + self._lost
         dropped = sum(self.backlog.dropped) + self._shed
-        return Delivery(sum(have), left, dropped, self.source.state is State.ENDED)
+        complete = self.source.state is State.ENDED
+        return Delivery(sum(have), left, dropped, complete, self._kept, self._where)
 
     def _work(self) -> None:
         try:
@@ -208,10 +283,24 @@ class Uplink:
                 self._discard()
                 time.sleep(LOOK)
             self._release()
+            self._put_away()
             self._over.set()
 
+    def _put_away(self) -> None:
+        """The journal goes when the hub has confirmed the end; else it waits to be delivered."""
+        complete = self.source.state is State.ENDED
+        if not complete:
+            self.backlog.commit(self._taken if self.release is not None else 0, now=float("inf"))
+        self._kept, self._where = 0 if complete else self.backlog.kept, self.backlog.path
+        kept_by = self._about is not None and self._about.keeper is not None
+        self.backlog.close(delivered=complete and not kept_by)
+
     def _converse(self) -> None:
-        link = Dealer(self._address)
+        if self._segments is not None:
+            # Before anything is packed: whose journal it is may turn out to be another's.
+            with contextlib.suppress(OSError):
+                self._segments.open()
+        link = Dealer(self._address) if self._address is not None else None
         try:
             now = time.monotonic()
             self.source.connect(now)
@@ -223,34 +312,55 @@ class Uplink:
                     if self._is_worth_a_look(now - taken):
                         self._take()
                         taken = now
-                self._serve(link, now)
+                    self._commit(now)
                 behind = len(self.queue) > AT_ONCE
-                link.wait(0 if behind else max(0.001, LOOK - (time.monotonic() - looked)))
+                pause = 0 if behind else max(0.001, LOOK - (time.monotonic() - looked))
+                if link is None:
+                    self._settle_marks()
+                    time.sleep(pause)
+                else:
+                    self._serve(link, now)
+                    link.wait(pause)
                 if behind:
                     looked = 0.0
         finally:
-            link.close()
+            if link is not None:
+                link.close()
 
     def _is_worth_a_look(self, since: float) -> bool:
-        if self.source.state is State.STREAMING or self._closing is not None:
+        if self._segments is not None or self.source.state is State.STREAMING or self._closing is not None:
             return True
         return self.hurry or since >= ALONE or len(self.queue) >= MAX_ROWS
+
+    def _commit(self, now: float) -> None:
+        """Write what was packed; what the journal has, the ring may forget."""
+        counted = self._taken if self.release is not None else 0
+        self.backlog.commit(counted, now=now, alone=self.source.state is not State.STREAMING)
+        if self.release is not None:
+            self.release(self.backlog.written)
 
     def _take(self) -> None:
         queue = self.queue
         self.hurry = False
         records: list[Row | Event] = []
+        size = 0
         if len(queue) > MAX_QUEUE:
             for record in shed(queue):
+                self._taken += record.count if type(record) is Dropped else 1
                 self._shed += record.count if type(record) is Dropped else 0
                 self._keep(record, records)
-        while queue and len(records) < AT_ONCE:
+        while queue and len(records) < AT_ONCE and size < BYTES_AT_ONCE:
             record = queue[0]
             if type(record) is LateRow:
                 if not record.settled:
                     break
                 record = record.row
             queue.popleft()
+            self._taken += type(record) is not Mark
+            if type(record) is Sample:
+                nbytes = sum(array.nbytes for array in record.arrays.values())
+                size += nbytes
+                self._unoffer(nbytes)
             self._keep(record, records)
         self._packer.add(records)
 
@@ -260,8 +370,19 @@ class Uplink:
             records.clear()
             record.heads = [self.backlog.head(lane) for lane in LANES]
             self._marks.append(record)
+        elif type(record) is tuple and record[4] == "time" and self.backlog.pressed:
+            self._spare(record, records)
         else:
             records.append(record)  # pyright: ignore[reportArgumentType]
+
+    def _spare(self, gauge: Row, records: list[Row | Event]) -> None:
+        """Under pressure the machine's load is the first to go: of many gauges one is kept."""
+        self._spared += 1
+        if self._spared % GAUGES == 1:
+            records.append(gauge)
+        else:
+            self._shed += 1
+            records.append(Dropped(time=gauge[0], count=1, what="gauges", reason="the journal is filling up"))
 
     def _serve(self, link: Dealer, now: float) -> None:
         source = self.source
@@ -279,7 +400,14 @@ class Uplink:
             link.send(message)
         if source.state is State.STREAMING and not self.greeted.is_set():
             self.greeted.set()
-        have = source.have
+        self._settle_marks()
+
+    def _settle_marks(self) -> None:
+        if self._address is None:  # what is written is all there is to wait for
+            for mark in [mark for mark in self._marks if mark.heads]:
+                mark.settle(delivered=not self.backlog.trouble)
+                self._marks.remove(mark)
+        have = self.source.have
         for mark in [m for m in self._marks if m.heads and all(map(int.__ge__, have, m.heads))]:
             mark.settle(delivered=True)
             self._marks.remove(mark)
@@ -295,6 +423,8 @@ class Uplink:
             return True
         if self._closing is None:
             return False
+        if self._address is None and not self.queue:
+            return True
         patience = DRAIN if self.greeted.is_set() else NOBODY
         return now - self._closing > patience
 

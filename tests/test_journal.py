@@ -10,18 +10,18 @@ import pytest
 from fitwire.events import Described, Dropped, EpochEnded, Event, Log, Metrics, RunStarted, Sample
 from fitwire.protocol.blocks import BULK, MAX_RECORDS, RECORDS, Block
 from fitwire.protocol.source import Backlog
-from fitwire.train.backlog import MemoryBacklog
+from fitwire.train.journal import Journal
 from fitwire.train.packer import Packer
 from test_packer import ME, row, said
 
 
-def filled(backlog: MemoryBacklog, *batches: list[Any]) -> None:
+def filled(backlog: Journal, *batches: list[Any]) -> None:
     packer = Packer(ME, backlog.append)
     for records in batches:
         packer.add(records)
 
 
-def kept(backlog: MemoryBacklog, lane: int) -> list[Block]:
+def kept(backlog: Journal, lane: int) -> list[Block]:
     """All blocks, in order, as a source reads them."""
     blocks: list[Block] = []
     seq = backlog.first(lane)
@@ -31,7 +31,7 @@ def kept(backlog: MemoryBacklog, lane: int) -> list[Block]:
     return blocks
 
 
-def heard(backlog: MemoryBacklog, lane: int = RECORDS) -> list[Event]:
+def heard(backlog: Journal, lane: int = RECORDS) -> list[Event]:
     return said(kept(backlog, lane), lane)
 
 
@@ -41,14 +41,14 @@ def sample(step: int, size: int = 10_000) -> Sample:
 
 def test_it_is_what_a_source_reads_from() -> None:
     """The journal will take the same interface."""
-    backlog: Backlog = MemoryBacklog()
+    backlog: Backlog = Journal(ME)
 
     assert (backlog.first(RECORDS), backlog.head(RECORDS), backlog.read(RECORDS, 1)) == (1, 0, None)
 
 
 def test_acknowledged_blocks_are_forgotten_and_others_stay() -> None:
     """A block goes once its last record is had."""
-    backlog = MemoryBacklog()
+    backlog = Journal(ME)
     filled(backlog, [row(0, {"x": 1.0}), row(1, {"x": 1.0})], [row(2, {"x": 1.0})])
     backlog.trim(RECORDS, 1)
     assert backlog.first(RECORDS) == 1
@@ -61,7 +61,7 @@ def test_acknowledged_blocks_are_forgotten_and_others_stay() -> None:
 
 def test_a_block_out_of_order_is_refused() -> None:
     """Numbers have no holes from the beginning."""
-    backlog = MemoryBacklog()
+    backlog = Journal(ME)
     filled(backlog, [row(0, {"x": 1.0})])
     block = backlog.read(RECORDS, 1)
     assert block is not None
@@ -72,7 +72,7 @@ def test_a_block_out_of_order_is_refused() -> None:
 
 def test_over_its_budget_the_oldest_batch_metrics_go_and_leave_tombstones() -> None:
     """Every record is accounted for, the newest are whole, and memory is bounded."""
-    backlog = MemoryBacklog(record_bytes=200_000)
+    backlog = Journal(ME, record_bytes=200_000)
     for first in range(0, 50_000, 256):
         filled_rows = [row(i, {"x": float(i)}) for i in range(first, min(first + 256, 50_000))]
         packer = Packer(ME, backlog.append)
@@ -90,7 +90,7 @@ def test_over_its_budget_the_oldest_batch_metrics_go_and_leave_tombstones() -> N
 
 def test_tombstones_of_many_small_blocks_are_one() -> None:
     """A slow loop makes a block a row; without this the tombstones would take the memory that the rows gave up."""
-    backlog = MemoryBacklog(record_bytes=20_000)
+    backlog = Journal(ME, record_bytes=20_000)
     filled(backlog, *[[row(i, {"x": 1.0})] for i in range(5000)])
 
     blocks = kept(backlog, RECORDS)
@@ -101,7 +101,7 @@ def test_tombstones_of_many_small_blocks_are_one() -> None:
 
 def test_what_a_run_is_and_its_epochs_are_never_given_up() -> None:
     """Events and epochs in a block survive the batch metrics beside them, in their order and place."""
-    backlog = MemoryBacklog(record_bytes=10_000)
+    backlog = Journal(ME, record_bytes=10_000)
     batches = [
         [
             RunStarted(time=0.0, name="x"),
@@ -128,7 +128,7 @@ def test_what_a_run_is_and_its_epochs_are_never_given_up() -> None:
 
 def test_samples_have_a_budget_of_their_own() -> None:
     """Old samples go; metrics are not touched for them."""
-    backlog = MemoryBacklog(bulk_bytes=50_000)
+    backlog = Journal(ME, bulk_bytes=50_000)
     filled(backlog, [row(0, {"x": 1.0})], [sample(i) for i in range(20)])
     events = heard(backlog, BULK)
 
@@ -140,7 +140,7 @@ def test_samples_have_a_budget_of_their_own() -> None:
 
 def test_the_newest_sample_is_kept_although_it_alone_is_over_budget() -> None:
     """Somebody may come for it."""
-    backlog = MemoryBacklog(bulk_bytes=1000)
+    backlog = Journal(ME, bulk_bytes=1000)
     filled(backlog, [sample(0), sample(1)])
 
     assert [type(event) for event in heard(backlog, BULK)] == [Dropped, Sample]
@@ -148,7 +148,7 @@ def test_the_newest_sample_is_kept_although_it_alone_is_over_budget() -> None:
 
 def test_a_block_that_was_handed_out_stays_as_it_is() -> None:
     """Half of it may be on the way: other bytes under its number would never fit."""
-    backlog = MemoryBacklog(bulk_bytes=25_000)
+    backlog = Journal(ME, bulk_bytes=25_000)
     filled(backlog, [sample(0)])
     lent = backlog.read(BULK, 1)
     packer = Packer(ME, backlog.append)
@@ -162,7 +162,7 @@ def test_a_block_that_was_handed_out_stays_as_it_is() -> None:
 
 def test_giving_up_goes_on_correctly_after_acknowledgements() -> None:
     """Trimming takes tombstones like any block; the sizes add up to nothing in the end."""
-    backlog = MemoryBacklog(record_bytes=3000)
+    backlog = Journal(ME, record_bytes=3000)
     filled(backlog, *[[row(i, {"x": 1.0})] for i in range(100)])
     backlog.trim(RECORDS, kept(backlog, RECORDS)[0].last)
     assert backlog.nbytes > 0
