@@ -28,9 +28,9 @@ from typing import Any
 
 import psutil
 import zmq
-from common import Child, at_home, hub_at, medians, print_line, quantiles
 
 import fitwire
+from common import Child, at_home, hub_at, medians, print_line, quantiles
 from fitwire import Monitor
 from fitwire.events import Metrics
 from fitwire.train.uplink import Uplink

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+
 from common import Child, at_home, hub_at, medians, print_line, quantiles
 
 VALUES = {"loss": 0.5, "accuracy": 0.25, "grad_norm": 1.5, "lr": 1e-3}

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import zmq
-from common import Child, at_home, hub_at, print_line
+from fitwire.train.backlog import MemoryBacklog
 
+from common import Child, at_home, hub_at, print_line
 from fitwire.events import RunEnded, RunStarted
 from fitwire.protocol.blocks import LANES, Identity
 from fitwire.protocol.source import Source, State
-from fitwire.train.backlog import MemoryBacklog
 from fitwire.train.packer import Packer, Row
 
 SIMULATORS = 2
