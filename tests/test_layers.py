@@ -26,7 +26,7 @@ GROUND = {"errors", "_version"}
 RULES = GROUND | {"protocol"}
 SAID = RULES | {"events", "transport"}
 PLAIN = {"message", "pair"}
-WING = SAID | PLAIN | {"sleap", "journal"}
+WING = SAID | PLAIN | {"sleap", "journal", "meter"}
 DOORS = {"keras", "lightning", "loop"}
 MAY_IMPORT: dict[str, set[str]] = {
     # a room may import itself and these; the floors of the house from the ground up
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transport": RULES,
     "events": RULES,
     "sleap": SAID,
+    "meter": set(),
     "journal": SAID,
     "message": RULES | {"transport", "pair"},
     "pair": RULES | {"transport"},
@@ -194,7 +195,7 @@ def test_the_ban_lets_pass_what_is_harmless() -> None:
     ("code", "unwanted"),
     [
         ("import fitwire", {"zmq", "fitwire.train", "fitwire.watch", "numpy"}),
-        ("from fitwire import init, Run", {"fitwire.watch"}),
+        ("from fitwire import init, Run", {"fitwire.watch", "asyncio"}),
         ("import fitwire.watch.monitor", {"fitwire.train", "fitwire.loop"}),
         ("from fitwire import Monitor", {"fitwire.train"}),
         ("import fitwire.message", {"fitwire.train", "fitwire.watch"}),
