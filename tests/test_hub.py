@@ -183,6 +183,31 @@ def test_a_store_that_refuses_loses_nothing_once_it_takes_again(
     assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
 
 
+def test_a_slow_store_is_given_little_at_a_time_so_that_trainers_go_on_hearing_of_it(
+    hub: Hub, address: Address, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a commit took too long, the next are smaller, however much waits; what was logged is stored all the same."""
+    monkeypatch.setattr("fitwire.watch.hub.COMMIT", 0.01)
+    sizes: list[int] = []
+    commit = Store.commit
+
+    def slow(self: Store, blocks: Any, *rest: Any) -> None:
+        sizes.append(len(blocks))
+        time.sleep(0.02 * len(blocks))
+        commit(self, blocks, *rest)
+
+    monkeypatch.setattr(Store, "commit", slow)
+    run = train(address, 5000)
+    flushed = run.flush(60.0)
+    run.finish()
+    first = next(index for index, size in enumerate(sizes) if size)
+
+    assert flushed
+    assert losses(path, run.id) == [float(step) for step in range(5000)]
+    assert len(sizes) > 10
+    assert max(sizes[first + 1 :]) == 1
+
+
 def test_the_list_is_saved_with_the_blocks_so_that_no_run_is_without_its_line(
     hub: Hub, address: Address, path: Path
 ) -> None:

@@ -47,8 +47,10 @@ def stage(fitwire_dir: Path, seed: int, figures: dict[str, Any]) -> Iterator[Sta
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not SOAK and terminalreporter.verbosity < 1:
         return
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, value in report.user_properties:
-                if (name == "figures" and report.when == "teardown") or outcome == "failed":
-                    terminalreporter.write_line(json.dumps({"outcome": outcome, **json.loads(value)}))
+    reports = [report for some in terminalreporter.stats.values() for report in some if hasattr(report, "when")]
+    failed = {report.nodeid for report in reports if report.failed}
+    for report in reports:
+        for name, value in report.user_properties if report.when == "teardown" else ():
+            if name == "figures":
+                outcome = "failed" if report.nodeid in failed else "passed"
+                terminalreporter.write_line(json.dumps({"outcome": outcome, **json.loads(value)}))

@@ -38,6 +38,8 @@ class CountingHub(Hub):
 
 
 sinks: list[Sink] = []
+longest = [0.0]
+"""Seconds that the slowest commit was made to take."""
 _make = Sink.__init__
 
 
@@ -51,7 +53,9 @@ def slow_down(per_record: float) -> None:
     commit = Store.commit
 
     def slow(self: Store, blocks: Sequence[Block], *rest: Any) -> None:
-        time.sleep(per_record * sum(block.count for block in blocks))
+        seconds = per_record * sum(block.count for block in blocks)
+        longest[0] = max(longest[0], seconds)
+        time.sleep(seconds)
         commit(self, blocks, *rest)
 
     Store.commit = slow  # type: ignore[method-assign]
@@ -67,6 +71,7 @@ def main() -> None:
     for _ in sys.stdin:
         counted = dict(hub.counts) | dict(hub.faults())
         counted["duplicates"] = sum(sink.duplicates for sink in sinks)
+        counted["longest_commit"] = longest[0]
         counted["gaps"] = sum(sink.gaps for sink in sinks)
         print(json.dumps(counted), flush=True)
     hub.close()

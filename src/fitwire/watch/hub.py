@@ -58,6 +58,8 @@ FORGET_AFTER = 60.0
 """Seconds without a connection after which no place is kept for a source; it greets when it comes back."""
 SAVE_EVERY = 1.0
 """Seconds between two writings of what changed in the list of runs; their blocks are written at once."""
+COMMIT = 0.5
+"""Seconds that storing in one go should take: a trainer that hears nothing for ten takes the hub for dead."""
 STORE_AGAIN = 1.0
 """Seconds before a store that refused is tried again."""
 MAX_SOURCES = 4096
@@ -135,6 +137,7 @@ class Hub:
         self._questions: dict[tuple[bytes, int], Question] = {}
         self._asked: Counter[bytes] = Counter()
         self._fresh: list[tuple[Block, Message]] = []  # arrived and not yet stored
+        self._portion = AT_ONCE
         self._store_at = self._saved = -1e9
         self._closing = threading.Event()
         self._opened = threading.Event()
@@ -312,13 +315,14 @@ class Hub:
         """Store what arrived, then acknowledge it; a store that refuses is tried again, and credit holds the rest."""
         for link in self._links.values():
             self._fresh.extend(link.sink.take())
-        fresh = self._fresh
-        if not fresh or now < self._store_at:
+        if not self._fresh or now < self._store_at:
             return
+        fresh, began = self._fresh[: self._portion], time.monotonic()
         if not self._commit([block for block, _ in fresh], list(self._samples_in(fresh))):
             self._store_at = now + STORE_AGAIN
             return
-        self._fresh = []
+        self._portion_out(len(fresh), time.monotonic() - began)
+        del self._fresh[: len(fresh)]
         self.counts["blocks"] += len(fresh)
         done: dict[tuple[bytes, int], list[Block]] = {}
         with self.roster.changed:
@@ -331,6 +335,13 @@ class Hub:
             link = self._links.get(key)
             if link is not None:
                 link.sink.committed([b for b in blocks if b.sender == link.sink.sender], now)
+
+    def _portion_out(self, blocks: int, took: float) -> None:
+        """Adapt how much is stored in one go to how long the store took for so many."""
+        if took > COMMIT:
+            self._portion = max(1, int(blocks * COMMIT / took))
+        elif blocks == self._portion and self._portion < AT_ONCE:
+            self._portion *= 2
 
     def _tell(self, block: Block, message: Message, now: float) -> None:
         try:
