@@ -30,6 +30,7 @@ __all__ = [
     "Identity",
     "Kind",
     "Message",
+    "checksum_of",
     "decode_block",
     "decode_json",
     "decode_message",
@@ -296,6 +297,11 @@ def block_of(message: Message, frames: Sequence[Buffer]) -> Block:
     if packed_size(frames) > MAX_BLOCK_BYTES:
         raise DecodeError("size", f"a block of {packed_size(frames):,} bytes, at most {MAX_BLOCK_BYTES:,}")
     return Block(message.sender, message.lane, message.seq, count, tuple(frames))
+
+
+def checksum_of(block: Block) -> int:
+    """The CRC32 that a block's frame 1 says of it; whoever decoded the block has checked it."""
+    return int(bytes(block.frames[1][len(_CRC_OPEN) : _CRC_END - 1]), 16)
 
 
 def packed_size(frames: Sequence[Buffer]) -> int:

@@ -31,6 +31,7 @@ from fitwire.protocol.blocks import (
     encode_message,
     slice_frames,
 )
+from fitwire.protocol.digest import RollingSum
 from fitwire.protocol.lane import Flight, Lane, Position
 
 __all__ = ["BEAT", "TRANSITIONS", "Backlog", "Source", "State"]
@@ -104,7 +105,8 @@ class Source:
 
     Args:
         sender: Run, incarnation and rank.
-        hello: What else the hello says: project, name, host and so on; small, JSON.
+        hello: What else the hello says: project, name, host and so on; small, JSON. Its ``role`` is ``"source"`` unless
+            said otherwise: ``"courier"`` for one that delivers what another process left.
         backlog: Where blocks are read from and trimmed.
         jitter: Numbers in [0, 1) that spread the hellos of many sources.
 
@@ -132,6 +134,7 @@ class Source:
         self.reason: str | None = None
         self._jitter = jitter
         self._lanes = [Lane() for _ in LANES]
+        self._sums = [RollingSum() for _ in LANES]
         self._credit_bytes, self._credit_records = 2**20, 1024
         self._window = FIRST_WINDOW
         self._beat = BEAT
@@ -225,7 +228,7 @@ class Source:
         self._progress = now
         for index, lane in enumerate(self._lanes):
             lane.start(have[index], positions[index])
-            self.backlog.trim(index, lane.have)
+            self._trim(index, lane.have)
 
     def _use_session(self, session: int | None) -> None:
         if self._session is not None and self._session != session:
@@ -281,7 +284,7 @@ class Source:
         for index, lane in enumerate(self._lanes):
             if lane.committed(have[index]):
                 self._progress = now
-                self.backlog.trim(index, lane.have)
+                self._trim(index, lane.have)
             took = lane.landed(positions[index], now)
             if took is None:
                 continue
@@ -289,6 +292,10 @@ class Source:
             if index == BULK:
                 factor = 2.0 if took < FAST else 0.5 if took > SLOW else 1.0
                 self._window = int(min(max(self._window * factor, LEAST_WINDOW), self._credit_bytes))
+
+    def _trim(self, index: int, upto: int) -> None:
+        self._sums[index].settle(upto, lambda seq: self.backlog.read(index, seq))
+        self.backlog.trim(index, upto)
 
     def _on_pong(self, message: Message, now: float) -> None:
         if not self._of_this_session(message, now) or self._ping is None or message.body.get("id") != self._ping[0]:
@@ -344,8 +351,8 @@ class Source:
         self._pause = min(self._pause * 2, GREETINGS[1])
         heads = [self.backlog.head(lane) for lane in LANES]
         firsts = [self.backlog.first(lane) for lane in LANES]
-        own = {"versions": [VERSION], "role": "source", "nonce": self._nonce, "head": heads, "first": firsts}
-        self._say(Kind.HELLO, {**self.hello, **own}, now)
+        own = {"versions": [VERSION], "nonce": self._nonce, "head": heads, "first": firsts}
+        self._say(Kind.HELLO, {"role": "source", **self.hello, **own}, now)
 
     def _drain(self) -> Iterator[list[Buffer]]:
         while self._out:
@@ -371,6 +378,7 @@ class Source:
         body = {"to": first - 1, "reason": "already delivered to another store"}
         message = Message(Kind.GAP, self.sender, index, lane.next[0], 0, body)
         lane.next, self._said = (first, 0), now
+        self._sums[index].begin_after(first - 1)
         return encode_message(message)
 
     def _piece(self, block: Block, lane: Lane, now: float) -> list[Buffer]:
@@ -389,6 +397,8 @@ class Source:
             frames = encode_message(Message(Kind.CHUNK, block.sender, block.lane, block.first, 0, body, pieces))
         done = offset + size >= total
         after = (block.last + 1, 0) if done else (block.first, offset + size)
+        if done:
+            self._sums[block.lane].add(block)
         lane.launch(Flight(after, size, now, chunk=not done))
         self._said = now
         return frames
@@ -405,7 +415,9 @@ class Source:
         if self._farewell is not None and now >= self._next_goodbye and self._all_sent():
             self._next_goodbye = now + GOODBYE_AGAIN
             final = [self.backlog.head(lane) for lane in LANES]
-            self._say(Kind.GOODBYE, {**self._farewell, "final": final}, now)
+            sums = [one.to_come() for one in self._sums]
+            digest = {"digest": [value for _, value in sums], "since": [since for since, _ in sums]}
+            self._say(Kind.GOODBYE, {**self._farewell, "final": final} | digest, now)
 
     def _all_sent(self) -> bool:
         return all(lane.next[0] > self.backlog.head(i) for i, lane in enumerate(self._lanes))
