@@ -10,7 +10,6 @@ import ipaddress
 import os
 import re
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +76,8 @@ def _runtime_folder() -> Path:
     try:
         return private_folder(platformdirs.user_runtime_path("fitwire"))
     except OSError:
+        import tempfile  # here, because it loads compressors into every training
+
         user = os.getuid() if hasattr(os, "getuid") else 0
         return private_folder(Path(tempfile.gettempdir()) / f"fitwire-{user}")
 
