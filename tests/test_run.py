@@ -354,7 +354,7 @@ def test_two_million_rows_without_a_hub_take_bounded_memory(monkeypatch: pytest.
     delivery = outlet.delivery()
 
     assert peak < 4 * 2**20  # the cache, and what is packed in one look
-    assert 1_900_000 < delivery.dropped < 2_000_000
+    assert 1_800_000 < delivery.dropped < 2_000_000
     assert delivery.left >= 2_000_002  # a reading of the gauges may be among them
 
 

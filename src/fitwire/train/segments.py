@@ -41,6 +41,7 @@ class Segment:
         size: Bytes set aside for it.
         end: Where the next entry goes.
         live: Entries in it that are still needed.
+        lost: Whether somebody deleted it; what is in it can still be read.
         owners: What the caller keeps of each entry, in order.
     """
 
@@ -50,6 +51,7 @@ class Segment:
     size: int
     end: int = 0
     live: int = 0
+    lost: bool = False
     owners: deque[Any] = field(default_factory=deque[Any])
 
 
@@ -205,14 +207,15 @@ class Segments:
 
     def vanished(self) -> bool:
         """Whether what is being written was deleted by somebody: it would go with this process."""
-        return any(os.fstat(held[-1].handle).st_nlink == 0 for held in self._held if held)
+        current = [held[-1] for held in self._held if held]
+        return any(not segment.lost and os.fstat(segment.handle).st_nlink == 0 for segment in current)
 
     def start_anew(self) -> None:
         """Write no more to the segments there are; the next entry makes a folder and a file of its own."""
         self.path = None
         for held in self._held:
             if held:
-                held[-1].end = held[-1].size
+                held[-1].end, held[-1].lost = held[-1].size, True
         if self._have is not None:
             os.close(self._have)
             self._have = None
