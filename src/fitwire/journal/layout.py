@@ -28,7 +28,8 @@ from fitwire.transport.address import data_folder
 from fitwire.transport.process import alive, host_key, private_folder
 
 __all__ = [
-    "ABOUT", "POINTER", "RING", "About", "Life", "create", "find_journals", "folder_name", "is_network_folder",
+    "ABOUT", "ELSEWHERE", "POINTER", "RING", "About", "Life", "create", "file_system", "find_journals", "folder_name",
+    "is_network_folder", "ring_home", "shared_home",
     "keeper_of",
     "journals_folder", "life_of", "read_about", "read_have", "remove", "segment_name", "segments", "write_have",
 ]  # fmt: skip
@@ -36,6 +37,10 @@ __all__ = [
 ABOUT = "about.json"
 HAVE = "have"
 RING = "ring"
+ELSEWHERE = b"fitwire: this ring lies in shared memory\n"
+"""Stands in the ring's file when the ring does not."""
+SHARED = Path("/dev/shm")
+"""A file system in memory, where every Linux has one: its files outlive a process, and its pages never fail."""
 POINTER = ".at"
 """Ending of a file that names a folder elsewhere."""
 MAX_ABOUT = 64 * 2**10
@@ -294,8 +299,28 @@ def read_have(path: Path) -> tuple[int, int]:
     return (records, bulk) if crc == zlib.crc32(data[:16]) else (0, 0)
 
 
+def shared_home(path: Path) -> Path:
+    """Where the ring of the journal in ``path`` lies when it does not lie there; only from this host to be seen."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return SHARED / f"fitwire-{user}" / path.name
+
+
+def ring_home(path: Path) -> Path:
+    """The folder that holds a journal's ring: its own, or one in shared memory.
+
+    What stands in the file is never taken for a path: a journal may have been copied here by anybody.
+    """
+    try:
+        with open(path / RING, "rb") as file:
+            return shared_home(path) if file.read(len(ELSEWHERE)) == ELSEWHERE else path
+    except OSError:
+        return path
+
+
 def remove(path: Path) -> None:
     """Delete a journal that was delivered, and the pointer to it; what cannot be deleted stays."""
+    if _FOLDER.fullmatch(path.name) and (home := ring_home(path)) != path:
+        shutil.rmtree(home, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         (journals_folder() / (path.name + POINTER)).unlink()
@@ -311,10 +336,15 @@ def age(path: Path) -> float:
 
 def is_network_folder(path: Path) -> bool:
     """Whether a folder lies on a network's file system, as far as the system tells (Linux)."""
+    return file_system(path) in _NETWORK
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that a folder lies on, e.g. ``"ext4"``; empty where the system does not tell."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
-        return False
+        return ""
     where = os.path.realpath(path)
     best, kind = "", ""
     for line in lines:
@@ -326,4 +356,4 @@ def is_network_folder(path: Path) -> bool:
         inside = where == mount or where.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
             best, kind = mount, right.split()[0]
-    return kind in _NETWORK
+    return kind
