@@ -58,8 +58,16 @@ def run(request: pytest.FixtureRequest) -> Any:
         yield run
 
 
+def untimed(run: Run) -> None:
+    """From here on no call of this run is timed: one in some is, see below."""
+    assert run._outlet is not None  # pyright: ignore[reportPrivateUsage]
+    run._outlet.probe.arm = lambda: None  # pyright: ignore[reportPrivateUsage]
+    run._aside = False  # pyright: ignore[reportPrivateUsage]
+
+
 def test_one_log_of_floats_is_one_call_the_time_and_an_append(run: Run) -> None:
     """No other function, no lock, no system call but the clock's: 1,000 steps, each the same."""
+    untimed(run)
     found = calls(lambda: [run.log(VALUES, step=i, epoch=0, batch=i) for i in range(1000)])
     found -= Counter({name: n for name, n in found.items() if name.startswith("test_hotpath.py")})
 
@@ -68,12 +76,28 @@ def test_one_log_of_floats_is_one_call_the_time_and_an_append(run: Run) -> None:
 
 def test_a_log_without_a_step_and_a_flag_read_cost_no_more(run: Run) -> None:
     """The next step is counted in the same call; reading whether to stop calls nothing but the property."""
+    untimed(run)
     found = calls(lambda: run.log(VALUES))
     found -= Counter({name: n for name, n in found.items() if name.startswith("test_hotpath.py")})
     assert found == {"run.py:log": 1, "time.time": 1, "deque.append": 1, "dict.values": 1}
     found = calls(lambda: run.stop_requested)
 
     assert {name for name in found if not name.startswith("test_hotpath")} == {"run.py:stop_requested"}
+
+
+def test_the_meter_times_a_call_when_the_other_thread_has_asked_and_no_other(run: Run) -> None:
+    """Asked for twice, 998 of a thousand calls know nothing of it; what was timed is a log call, and told."""
+    untimed(run)
+    seen = len(run._outlet.probe._timed)  # type: ignore[union-attr]  # pyright: ignore
+    found: Counter[str] = Counter()
+    for _ in range(2):
+        run._time_next()  # pyright: ignore[reportPrivateUsage]
+        found += calls(lambda: [run.log(VALUES, step=i) for i in range(500)])
+    timed = list(run._outlet.probe._timed)[seen:]  # type: ignore[union-attr]  # pyright: ignore
+
+    assert (found["run.py:log"], found["run.py:_log_aside"], found["deque.append"]) == (1002, 2, 1002)
+    assert len(timed) == 2 and all(0 < nanoseconds < 1e9 for nanoseconds in timed)
+    assert run.meter.log_us > 0 and run.step == 499
 
 
 def test_other_calls_stay_on_their_thread_and_open_nothing(run: Run) -> None:

@@ -278,7 +278,7 @@ def test_the_end_says_how_and_what_follows_is_ignored(capsys: pytest.CaptureFixt
     assert out == ""
     assert err.splitlines() == [
         "fitwire: run test · watch it with fitwire watch",
-        "fitwire: run test finished · 3 records delivered",
+        "fitwire: run test finished · 4 records delivered",
         "fitwire: run test has ended: what is logged now goes nowhere",
     ]
 
@@ -329,7 +329,7 @@ def test_without_a_hub_nothing_waits_and_the_end_says_what_was_lost(capsys: pyte
     assert time.monotonic() - begun < 20
     assert run.status == "finished" and run.delivered == 0
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("fitwire: run test finished · 0 records delivered, 102 wait in /")
+    assert last.startswith("fitwire: run test finished · 0 records delivered, 103 wait in /")
     assert last.endswith(": the next hub here takes them, or `fitwire sync`")
 
 

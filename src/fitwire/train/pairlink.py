@@ -23,6 +23,7 @@ from fitwire.errors import AddressError, EncodeError, LinkError
 from fitwire.events import Event, RunEnded, RunStarted, Sample
 from fitwire.message import PairedSender
 from fitwire.protocol.arrays import Array
+from fitwire.train.meter import Probe
 from fitwire.train.packer import Row
 from fitwire.train.pending import LateRow
 from fitwire.train.uplink import DRAIN, LOOK, NOBODY, Delivery, Mark, Record
@@ -83,6 +84,8 @@ class PairUplink:
 
     def __init__(self, address: str | None, warn: Callable[[str, str], None], *, run: str) -> None:
         self.queue: deque[Record] = deque()
+        self.probe = Probe()
+        self._taken = 0
         self.hurry = False
         self.greeted = threading.Event()
         self._addresses = pair_addresses(address)
@@ -192,6 +195,7 @@ class PairUplink:
                     return
                 record = record.row
             queue.popleft()
+            self._taken += 1
             if isinstance(record, Mark):
                 self._held.append(record)
                 continue
@@ -200,6 +204,7 @@ class PairUplink:
                 self._held_bytes += 0 if told[1] is None else told[1].nbytes
             if len(self._held) > MAX_HELD or self._held_bytes > MAX_HELD_BYTES:
                 self._make_room()
+        self.probe.look(self._taken, time.monotonic())
 
     def _make_room(self) -> None:
         """Give up the oldest batches and samples, a quarter at a time; never what begins, ends or is an epoch."""
@@ -228,6 +233,7 @@ class PairUplink:
                 else:
                     self._held_bytes -= array.nbytes
                     sender.send_array(header, array)
+                    self.probe.sent += array.nbytes
                 self._sent += 1
             except EncodeError as error:
                 self._dropped += 1

@@ -34,6 +34,7 @@ from fitwire.events import (
     Status,
 )
 from fitwire.journal.layout import About, keeper_of
+from fitwire.meter import Meter
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, encode_array
 from fitwire.protocol.blocks import Identity
 from fitwire.train import ending
@@ -115,6 +116,7 @@ class Run:
         self._born = generation()
         self._mute = settings.mode == "disabled"
         self._strict = settings.strict
+        self._aside = True  # whether a call of `log` leaves the hot path: not to be heard, or to be timed
         self._step: int = -1
         self._stop = False
         self._copied = self._told = False
@@ -133,6 +135,7 @@ class Run:
         settings = self.settings
         self._outlet = outlet = self._open(sender, size)
         self._queue, self._append = outlet.queue, outlet.queue.append
+        outlet.probe.arm = self._time_next
         found = {
             "host": socket.gethostname(), "pid": os.getpid(), "world_size": size, "fitwire": __version__,
             "python": platform.python_version(), "platform": platform.platform(),
@@ -201,8 +204,8 @@ class Run:
         Raises:
             UsageError: With ``strict=True``, a name or value that cannot be logged.
         """
-        if self._mute:
-            self._unheard()
+        if self._aside:
+            self._log_aside(values, step, epoch, batch)
             return
         per: Per = "batch"
         if step is None:
@@ -417,11 +420,36 @@ class Run:
         return self._step
 
     @property
+    def meter(self) -> Meter:
+        """What being watched costs this training, of late."""
+        if self._outlet is None:
+            return Meter()
+        delivery = self._outlet.delivery()
+        return self._outlet.probe.read(delivery.left, delivery.dropped)
+
+    @property
     def delivered(self) -> int:
         """Records the hub has stored so far."""
         return self._outlet.delivery().delivered if self._outlet is not None else 0
 
     # -- inside
+
+    def _time_next(self) -> None:
+        """Called on the I/O thread: the next ``log`` is to be timed."""
+        self._aside = True
+
+    def _log_aside(self, values: Mapping[str, Any], step: int | None, epoch: int | None, batch: int | None) -> None:
+        """A call that is not heard, or one that is timed; one in many, so that the others need not look at a clock."""
+        if self._mute:
+            self._unheard()
+            return
+        self._aside = False
+        if self._mute:  # another thread has just ended it
+            self._aside = True
+        begun = time.perf_counter_ns()
+        self.log(values, step, epoch, batch)
+        if self._outlet is not None:
+            self._outlet.probe.timed(time.perf_counter_ns() - begun)
 
     def _last(self) -> int:
         return max(self._step, 0)
@@ -444,7 +472,7 @@ class Run:
     def _gauge(self, values: dict[str, float]) -> None:
         """Called on the gauges' thread."""
         if not self._mute:
-            self._append((_now(), self._last(), None, None, "time", values))
+            self._append((_now(), self._last(), None, None, "time", values | self.meter.gauges()))
 
     def _say_described(self, what: Literal["config", "summary", "info"], values: dict[str, Any]) -> None:
         if self._mute:
@@ -509,10 +537,12 @@ class Run:
         if self._gauges is not None:
             self._gauges.stop()
         self._pending.settle(force=True)
+        if self._outlet is not None and self._outlet.probe.has_timed:
+            self._gauge({})  # so that a short run has told what it cost
         self._append_event(
             RunEnded(time=_now(), rank=self.rank, step=self._at(), status=status, reason=reason, traceback=traceback)
         )
-        self._mute = True
+        self._mute = self._aside = True
 
     def _say_end(self, delivery: Delivery, greeted: bool) -> None:
         line = f"run {self.name} {self.status}" + (f" ({self._reason})" if self._reason else "")
@@ -534,7 +564,7 @@ class Run:
 
     def _deafen(self) -> None:
         """Called in a forked child, before anything else runs there."""
-        self._mute = True
+        self._mute = self._aside = True
 
     def _bad(self, name: str, why: str) -> None:
         sentence = f"{name!r} {why}"

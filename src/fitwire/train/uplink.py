@@ -23,6 +23,7 @@ from fitwire.journal.layout import About, create, folder_name, journals_folder
 from fitwire.protocol.blocks import LANES, RECORDS, Identity
 from fitwire.protocol.source import Source, State
 from fitwire.train.journal import Journal
+from fitwire.train.meter import Probe
 from fitwire.train.packer import MAX_ROWS, Packer, Row
 from fitwire.train.pending import LateRow
 from fitwire.train.segments import Segments
@@ -108,9 +109,11 @@ class Outlet(Protocol):
         hurry: Set with what should not wait long to be taken; a flag that is looked at, nobody is woken.
         greeted: Set when the other end has answered.
         place: Its address, for people.
+        probe: Takes the measure of what it costs.
     """
 
     queue: deque[Record]
+    probe: Probe
     hurry: bool
     greeted: threading.Event
     place: str
@@ -189,6 +192,7 @@ class Uplink:
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.queue: deque[Record] = deque()
+        self.probe = Probe()
         self.hurry = False
         self.greeted = threading.Event()
         self.place = address.text if address is not None else "its journal"
@@ -313,6 +317,7 @@ class Uplink:
                         self._take()
                         taken = now
                     self._commit(now)
+                    self.probe.look(self._taken, now)
                 behind = len(self.queue) > AT_ONCE
                 pause = 0 if behind else max(0.001, LOOK - (time.monotonic() - looked))
                 if link is None:
@@ -398,6 +403,7 @@ class Uplink:
             source.goodbye(self._status)
         for message in source.due(now):
             link.send(message)
+            self.probe.sent += sum(map(len, message))
         if source.state is State.STREAMING and not self.greeted.is_set():
             self.greeted.set()
         self._settle_marks()
