@@ -46,7 +46,7 @@ __all__ = [
 
 TITLE = b"FWring1\0"
 TITLE_HEAD = struct.Struct("<8sIIIII16sII")
-"""Title, bytes of the names' area, of the ring, seed of the checksums, two spare, run, incarnation, rank; CRC32 after."""
+"""Title, bytes of the names, of the ring, seed of the checksums, two spare, run, incarnation, rank; CRC32 after."""
 CRC = struct.Struct("<I")
 ALIGN = 8
 NAMES_AT = 128
@@ -235,7 +235,7 @@ def recover(
     Raises:
         JournalError: There is no ring to be read here, or it is another source's.
     """
-    faults = Counter() if faults is None else faults
+    faults = Counter[str]() if faults is None else faults
     home = ring_home(path)
     ring = _read_ring(home / RING, sender, faults)
     records, loose = _read_late(home, ring.seed, faults)
@@ -321,10 +321,11 @@ def _good(data: memoryview, at: int, seed: int) -> int:
     _, size, _, kind, _ = HEAD.unpack_from(data, at)
     if size % ALIGN or size < HEAD.size + CRC.size or at + size > len(data) or not ROW <= kind <= LARGE:
         return 0
-    covered = {HELD: HEAD.size + AT.size, LARGE: HEAD.size}.get(kind, size - CRC.size)
-    if covered > size - CRC.size:
+    uncovered = size - CRC.size
+    covered: int = HEAD.size + AT.size if kind == HELD else HEAD.size if kind == LARGE else uncovered
+    if covered > uncovered:
         return 0
-    (crc,) = CRC.unpack_from(data, at + size - CRC.size)
+    (crc,) = CRC.unpack_from(data, at + uncovered)
     return size if zlib.crc32(data[at : at + covered], seed) == crc else -covered
 
 
@@ -337,7 +338,7 @@ def _read_late(home: Path, seed: int, faults: Counter[str]) -> tuple[list[_Found
         faults["late"] += 1
     settled: list[_Found] = []
     loose: list[_Found] = []
-    left = MAX_LATE
+    left: int = MAX_LATE
     for number, name in sorted(named)[:MAX_FILES]:
         try:
             with open(home / name, "rb") as file:

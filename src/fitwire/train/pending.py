@@ -43,11 +43,13 @@ class Pending:
 
     Attributes:
         rows: Looked at by the hot path, which does nothing when it is empty.
+        filled: Told of each row that was read, before it counts as settled.
     """
 
     def __init__(self, bad: Callable[[str, str], None]) -> None:
         self.rows: deque[LateRow] = deque()
         self._bad = bad
+        self.filled: Callable[[LateRow], None] = lambda late: None
         self._reading = threading.Lock()
 
     def add(self, row: Row) -> LateRow:
@@ -81,6 +83,7 @@ class Pending:
                 except Exception as error:  # the device's own failure, which training will meet by itself
                     values[name] = float("nan")
                     failures.append((name, f"could not be read from its device: {error}"))
+        self.filled(late)
         late.settled = True
         for name, why in failures:
             self._bad(name, why)

@@ -1,0 +1,516 @@
+"""``durability="process"``: each record packed into mapped memory inside the call that logs it, so no kill can lose it.
+
+:meth:`Ring.append` stands in the place of the queue's own: under one lock, which nobody else wants for long, it counts
+the record, packs it and appends it. So "all records up to counter n" is the same in the ring as in the queue, and when
+the I/O thread has brought a place of the queue into the journal it can say up to where the ring may be used again. A
+row of floats makes no system call. What finds no room, or is large, goes to a file by one write, which a kill cannot
+unsay either. The form of the bytes is ``journal/ring.py``'s. Longer than most files here: what may be interrupted at
+any byte is read best on one page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import threading
+import weakref
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from fitwire.errors import EncodeError
+from fitwire.events import MAX_NAME, Event, Per
+from fitwire.journal.layout import ELSEWHERE, RING, file_system, shared_home
+from fitwire.journal.ring import (
+    INNER,
+    LATE,
+    MAGIC,
+    NAMES_AT,
+    NAMES_BYTES,
+    RING_AT,
+    ROW,
+    Shape,
+    encode_head,
+    encode_names,
+    encode_thing,
+)
+from fitwire.protocol.blocks import Block, Buffer, Identity
+from fitwire.train.packer import MAX_BYTES, MAX_NAME_BYTES, Packer, Row
+from fitwire.train.pending import LateRow
+from fitwire.transport.process import private_folder
+
+__all__ = ["Ring", "Upto"]
+
+SIZE = 4 * 2**20
+"""Some 47,000 rows of four values; the journal takes them every 20 ms."""
+SAFE = {"ext2", "ext3", "ext4", "xfs", "tmpfs"}
+"""File systems that write a page where it was allocated. On others (btrfs, zfs, overlays, a network's) writing to a
+mapped page may need room that is not there, and the answer is a signal that ends the training."""
+MAX_SETS = 4096
+SMALL = 64 * 2**10
+"""Bytes of a block that get a second checksum; one of a megabyte would take a millisecond."""
+SPILL_BYTES = 256 * 2**20
+"""Late files altogether; what comes then is only in memory, as with ``durability="memory"``."""
+SPILL_FILES = 1024
+FILE_BYTES = 2**20
+"""A late file is closed beyond, so that it can go when its records are in the journal."""
+PATIENCE = 0.010
+"""Seconds that the I/O thread waits for the lock, which is held for a microsecond."""
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Upto:
+    """Not a record: a place in the queue; what was appended before it are all records up to this counter."""
+
+    counter: int
+
+
+@dataclass(slots=True)
+class _File:
+    """A late file: the counter of its last record, and its bytes."""
+
+    last: int
+    nbytes: int
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a held row's values are to go; ``at`` is None when there was no room, or its names cannot stand here."""
+
+    late: LateRow
+    counter: int
+    at: int | None
+    shape: Shape | None
+
+
+_open: weakref.WeakSet[Ring] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for ring in list(_open):
+        ring.deafen()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Ring:
+    """The ring of one run, and the end of its queue that the training threads see.
+
+    Args:
+        folder: The journal's. On a file system that could fail under a mapped page the ring lies in shared memory.
+        sender: Whose records they are.
+        queue: Where the I/O thread takes them.
+        size: Bytes for records.
+
+    Attributes:
+        queue: As passed.
+        unkept: Records that are in memory only, because nothing took them.
+        home: The folder it lies in, with its late files.
+
+    Raises:
+        OSError: There is no room for it, or no file system that is safe; nothing was made.
+
+    Example:
+        >>> import tempfile
+        >>> queue = deque()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ring = Ring(Path(folder), Identity(run=b"r" * 16), queue)
+        ...     ring.append((0.0, 0, None, None, "batch", {"loss": 0.5}))
+        ...     ring.mark()
+        ...     ring.close()
+        >>> queue.pop()
+        Upto(counter=1)
+    """
+
+    def __init__(self, folder: Path, sender: Identity, queue: deque[Any], size: int = SIZE) -> None:
+        self.queue = queue
+        self.sender = sender
+        self.unkept = 0
+        self.home = self._folder = folder
+        self._size = size - size % 4096
+        self._seed = int.from_bytes(os.urandom(4), "little")
+        self._map = self._make()
+        self._view = memoryview(self._map)[RING_AT:]
+        # Reentrant: a signal handler that logs must not wait for the call that it interrupted.
+        self._lock = threading.RLock()
+        self._busy = self._dead = False
+        self._last = self._marked = 0
+        # Where the next record goes, up to where there is room; virtual: where this lap began, and the oldest record.
+        self._at, self._limit = 0, self._size
+        self._lap = self._tail = 0
+        self._places: deque[tuple[int, int]] = deque()
+        self._sets: dict[tuple[Any, ...], Shape | None] = {}
+        self._names_at = NAMES_AT
+        self._per, self._names = "batch", cast("tuple[Any, ...] | None", None)
+        self._shape: Shape | None = None
+        self._held: dict[int, _Place] = {}
+        self._inner: deque[tuple[Any, str | None, int]] = deque()
+        self._inners = itertools.count(1)
+        self._files: dict[str, _File] = {}
+        self._file: tuple[int, str] | None = None
+        self._spilled = 0
+        _open.add(self)
+
+    # -- making the file
+
+    def _make(self) -> mmap.mmap:
+        if not hasattr(os, "posix_fallocate"):
+            raise OSError("this system cannot reserve a file's room")
+        if file_system(self._folder) not in SAFE:
+            home = shared_home(self._folder)
+            if file_system(home.parent.parent) != "tmpfs":
+                raise OSError(f"{self._folder} lies where mapped pages can fail, and there is no {home.parent.parent}")
+            private_folder(home.parent)
+            home.mkdir(mode=0o700)
+            self.home = home
+        handle = os.open(self.home / RING, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, RING_AT + self._size)
+            made = mmap.mmap(handle, RING_AT + self._size)
+            # Each page is touched now, not by the training; where a reservation was a promise only, this collects it.
+            for at in range(0, len(made), 2**20):
+                os.pwrite(handle, bytes(min(2**20, len(made) - at)), at)
+                made[at : at + 2**20] = bytes(min(2**20, len(made) - at))
+            head = encode_head(self.sender, self._size, self._seed)
+            made[: len(head)] = head
+            if self.home != self._folder:
+                self._write_new(self._folder / RING, [ELSEWHERE])
+            return made
+        except OSError:
+            self._unmake()
+            raise
+        finally:
+            os.close(handle)
+
+    def _unmake(self) -> None:
+        for path in {self.home / RING, self._folder / RING}:
+            path.unlink(missing_ok=True)
+        if self.home != self._folder:
+            self.home.rmdir()
+
+    @staticmethod
+    def _write_new(path: Path, pieces: Sequence[Buffer]) -> int:
+        """Make a file of these bytes; gives their number.
+
+        Raises:
+            OSError: Not all could be written; then there is no file.
+        """
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        size = sum(map(len, pieces))
+        try:
+            if os.writev(handle, pieces) == size:
+                return size
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
+        path.unlink(missing_ok=True)
+        raise OSError(f"cannot write {size:,} bytes to {path}")
+
+    # -- what training threads call
+
+    def append(self, record: Any) -> None:
+        """Keep a record where no kill takes it, and append it to the queue; what is no record is appended only.
+
+        Never waits for a disk that has no room, and raises nothing of its own: what cannot be kept is counted.
+        """
+        with self._lock:
+            if self._busy:
+                self._interrupt(record)
+                return
+            self._busy = True
+            try:
+                if type(record) is not tuple:
+                    self._append_other(record)
+                    return
+                time, step, epoch, batch, per, values = cast(Row, record)
+                names = tuple(values)
+                shape = self._shape if names == self._names and per == self._per else self._shape_of(per, names)
+                counter = self._last + 1
+                if shape is not None:
+                    blob = shape.pack(
+                        MAGIC, shape.size, counter, ROW, shape.number, time, step,
+                        NAN if epoch is None else epoch, NAN if batch is None else batch, *values.values(),
+                    )  # fmt: skip
+                    stop = self._at + shape.size
+                    if stop > self._limit:
+                        stop = self._find_room(shape.size)
+                    if stop:
+                        shape.seal(self._view, stop - shape.size, blob, zlib.crc32(blob, self._seed))
+                        # Not before it is sealed, and with no call between: a Ctrl-C finds both done, or none.
+                        self._at, self._last = stop, counter
+                    else:
+                        self._last = counter
+                        self._spill([blob, zlib.crc32(blob, self._seed).to_bytes(4, "little")], counter)
+                    self.queue.append(record)
+                    return
+                self._append_thing(record)
+            except Exception:  # a value that is no float after all: as the packer mends it
+                self._append_thing(record)
+            finally:
+                self._busy = False
+                if self._inner:
+                    self._adopt()
+
+    def _append_other(self, record: Any) -> None:
+        if isinstance(record, LateRow):
+            self._hold(record)
+        elif isinstance(record, Event):
+            self._append_thing(record)
+        else:
+            self.queue.append(record)
+
+    def _append_thing(self, record: Any) -> None:
+        """What is not a row of floats, as the blocks that the packer makes of it."""
+        counter = self._last + 1
+        pieces = self._pieces(record, counter)
+        size = sum(map(len, pieces))
+        stop = self._find_room(size) if pieces and size <= self._size // 16 else 0
+        if stop:
+            self._view[stop - size : stop - 4] = b"".join(pieces[:-1])
+            self._view[stop - 4 : stop] = pieces[-1]
+            self._at, self._last = stop, counter
+        else:
+            self._last = counter
+            self._spill(pieces, counter)
+        self.queue.append(record)
+
+    def _pieces(self, record: Any, counter: int) -> list[Buffer]:
+        blocks: list[Block] = []
+        try:
+            Packer(self.sender, blocks.append).add([record])
+            checked = sum(block.nbytes for block in blocks) <= SMALL
+            return encode_thing(blocks, counter, self._seed, checked=checked) if blocks else []
+        except Exception:  # the I/O thread will meet it too, and says so
+            return []
+
+    def _hold(self, late: LateRow) -> None:
+        """Keep a place for a row whose values are still on their device."""
+        time, step, epoch, batch, per, values = late.row
+        counter = self._last + 1
+        place = _Place(late, counter, None, None)
+        try:
+            shape = self._shape_of(per, tuple(values))
+            stop = self._find_room(shape.held_size) if shape is not None else 0
+            if shape is not None and stop:
+                where = (time, step, NAN if epoch is None else epoch, NAN if batch is None else batch)
+                shape.hold(self._view, stop - shape.held_size, counter, self._seed, where)
+                place.at, place.shape = stop - shape.held_size, shape
+                self._at = stop
+        except Exception:
+            place.at = None
+        self._last = counter
+        self._held[id(late)] = place
+        self.queue.append(late)
+
+    def fill(self, late: LateRow) -> None:
+        """Keep the values of a late row that were just read; before it is called settled."""
+        place = self._held.pop(id(late), None)
+        if place is None or self._dead:
+            return
+        try:
+            if place.at is not None and place.shape is not None:
+                place.shape.fill(self._view, place.at, self._seed, tuple(late.row[5].values()))
+                return
+            with self._lock:
+                name = f"{LATE}{place.counter}"
+                size = self._write_new(self.home / name, self._pieces(late.row, place.counter))
+                self._files[name] = _File(place.counter, size)
+                self._spilled += size
+        except Exception:
+            self.unkept += 1
+
+    # -- metric sets
+
+    def _shape_of(self, per: Per, names: tuple[Any, ...]) -> Shape | None:
+        """How rows of these names lie here; None when they are to be written out each time."""
+        key = (per, *names)
+        try:
+            shape = self._sets[key]
+        except KeyError:
+            if len(self._sets) >= MAX_SETS:
+                return None
+            shape = self._new_set(per, names)
+            self._sets[key] = shape
+        self._per, self._names, self._shape = per, names, shape
+        return shape
+
+    def _new_set(self, per: Per, names: tuple[Any, ...]) -> Shape | None:
+        number = len(self._sets) + 1
+        if not all(type(name) is str and 0 < len(name) <= MAX_NAME for name in names):
+            return None
+        try:
+            head, text = encode_names(number, per, names, self._seed)
+        except EncodeError:
+            return None
+        end = self._names_at + len(head) + len(text)
+        if len(text) > MAX_NAME_BYTES or 8 * (len(names) + 4) > MAX_BYTES or end > NAMES_AT + NAMES_BYTES:
+            return None
+        self._map[self._names_at + len(head) : end] = text
+        self._map[self._names_at : self._names_at + len(head)] = head
+        self._names_at = end
+        return Shape(number, len(names))
+
+    # -- room
+
+    def _find_room(self, size: int) -> int:
+        """End of the next free place of ``size`` bytes, at the beginning of the next lap if need be; 0: there is none.
+
+        The record's own store moves :attr:`_at`; until then the place is as free as before.
+        """
+        if self._dead:
+            return 0
+        tail = self._tail  # moved by the I/O thread
+        limit = min(tail + self._size - self._lap, self._size)
+        if self._at + size <= limit:
+            self._limit = limit
+            return self._at + size
+        if limit < self._size or tail - self._lap < size:
+            return 0
+        limit = min(tail - self._lap, self._size)
+        self._lap, self._at, self._limit = self._lap + self._size, 0, limit
+        return size
+
+    def _spill(self, pieces: Sequence[Buffer], counter: int) -> None:
+        """Write a record to the late file, by one write; else it is in memory only."""
+        size = sum(map(len, pieces))
+        if not size or self._dead or self._spilled + size > SPILL_BYTES or len(self._files) >= SPILL_FILES:
+            self.unkept += 1
+            return
+        try:
+            if self._file is None:
+                name = f"{LATE}{counter}"
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+                self._file = os.open(self.home / name, flags, 0o600), name
+                self._files[name] = _File(counter, 0)
+            handle, name = self._file
+            file = self._files[name]
+            file.last = counter
+            written = os.writev(handle, pieces)
+        except OSError:
+            written = -1
+        else:
+            file.nbytes += written
+            self._spilled += written
+        if written != size:
+            self.unkept += 1
+        # What was written in part would stand in the way of what came behind it.
+        if self._file is not None and (written != size or self._files[self._file[1]].nbytes >= FILE_BYTES):
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            handle, self._file = self._file[0], None
+            os.close(handle)
+
+    # -- a call inside a call
+
+    def _interrupt(self, record: Any) -> None:
+        """Logged by a signal handler that interrupted another log call of its thread, at any point of it.
+
+        What that call was about must not be touched, so the record lies in a file of its own until it gets its place.
+        """
+        name = None
+        size = 0
+        try:
+            if isinstance(record, (tuple, Event)) and not self._dead:
+                name = f"{INNER}{next(self._inners)}"
+                size = self._write_new(self.home / name, self._pieces(record, 0))
+        except Exception:
+            name = None
+            self.unkept += 1
+        self._inner.append((record, name, size))
+
+    def _adopt(self) -> None:
+        """Give such records their place; called with the lock held and no call under way."""
+        self._busy = True
+        try:
+            while self._inner:
+                record, name, size = self._inner.popleft()
+                if name is None:
+                    self._append_other(record) if isinstance(record, LateRow) else self.queue.append(record)
+                    continue
+                self._last = counter = self._last + 1
+                try:
+                    os.rename(self.home / name, self.home / f"{LATE}{counter}")
+                    self._files[f"{LATE}{counter}"] = _File(counter, size)
+                    self._spilled += size
+                except OSError:
+                    self.unkept += 1
+                self.queue.append(record)
+        finally:
+            self._busy = False
+
+    # -- what the I/O thread calls
+
+    def mark(self) -> None:
+        """Append an :class:`Upto` to the queue if there is anything new; what comes before it can be taken as a whole.
+
+        When that is in the journal, with its counter in the journal's mark, say so by :meth:`release`.
+        """
+        if not self._lock.acquire(timeout=PATIENCE):
+            return
+        try:
+            self._busy = False  # whoever holds the lock from outside is in no call
+            if self._inner:
+                self._adopt()
+            if self._last != self._marked:
+                self._marked = self._last
+                self._places.append((self._last, self._lap + self._at))
+                self.queue.append(Upto(self._last))
+        finally:
+            self._lock.release()
+
+    def release(self, upto: int) -> None:
+        """The records up to this counter are in the journal: their room may be used again, their files go."""
+        tail = self._tail
+        while self._places and self._places[0][0] <= upto:
+            tail = self._places.popleft()[1]
+        self._tail = tail
+        if not self._files:
+            return
+        with self._lock:
+            if self._file is not None and self._files[self._file[1]].last <= upto:
+                self._close_file()
+            current = self._file[1] if self._file is not None else ""
+            gone = [name for name, file in self._files.items() if file.last <= upto and name != current]
+            for name in gone:
+                self._spilled -= self._files.pop(name).nbytes
+        for name in gone:
+            (self.home / name).unlink(missing_ok=True)
+
+    @property
+    def kept(self) -> int:
+        """Counter of the last record."""
+        return self._last
+
+    def close(self, *, keep: bool = False) -> None:
+        """Use it no more; what is appended from now on is in memory only.
+
+        Args:
+            keep: Leave the files: the journal does not hold all records.
+        """
+        with self._lock:
+            self._dead = True
+            self._limit = -1
+            self._close_file()
+            files, self._files = list(self._files), {}
+        _open.discard(self)
+        if keep:
+            return
+        for name in files:
+            (self.home / name).unlink(missing_ok=True)
+        self._unmake()
+
+    def deafen(self) -> None:
+        """Called in a forked child: the memory is the parent's."""
+        self._dead = True
+        self._limit = -1
+        self._lock = threading.RLock()
