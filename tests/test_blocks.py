@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,28 @@ from fitwire.events import decode_events
 from fitwire.protocol.arrays import encode_array
 from fitwire.protocol.blocks import (
     BULK,
+    CHUNK_BYTES,
     HEAD,
     MAX_BUFFERS,
     MAX_HEADER_BYTES,
     MAX_RECORDS,
     RECORDS,
+    Block,
     Identity,
     Kind,
     Message,
     decode_block,
     decode_json,
     decode_message,
+    decode_packed,
     encode_block,
+    encode_chunk,
     encode_json,
     encode_message,
     pack_frames,
     packed_size,
     slice_frames,
+    sum_of_buffers,
     unpack_frames,
 )
 from helpers import ME, frames_of, picture, records
@@ -432,3 +438,47 @@ def test_a_circle_or_a_tower_is_refused_by_the_writer() -> None:
             encode_json(body)
     while isinstance(tower, list):  # taken down by hand: its own destructor may go too deep
         tower = tower.pop()
+
+
+# -- large blocks: walked once
+
+
+@pytest.mark.parametrize("sizes", [[CHUNK_BYTES + 1], [3 * CHUNK_BYTES], [700_000, 0, 900_001, 2_000_003]])
+def test_a_large_blocks_checksums_are_those_of_its_bytes(sizes: list[int]) -> None:
+    """Of the whole in frame 1, and of each MiB of the packed form beside it, though every byte is walked once."""
+    block = large(*sizes)
+    packed = pack_frames(block.frames)
+
+    assert decode_block(block.frames)[0] == block
+    assert block.sums == tuple(zlib.crc32(packed[at : at + CHUNK_BYTES]) for at in range(0, len(packed), CHUNK_BYTES))
+
+
+def test_chunks_are_good_wherever_they_are_cut() -> None:
+    """At the places whose checksums are known, over several of them, and anywhere else."""
+    block = large(2_000_000, 1_500_000)
+    packed = pack_frames(block.frames)
+    for at, size in ((0, CHUNK_BYTES), (CHUNK_BYTES, 2 * CHUNK_BYTES), (2 * CHUNK_BYTES, len(packed) - 2 * CHUNK_BYTES),
+                     (0, len(packed)), (5, 100), (CHUNK_BYTES, 7), (1_999_999, 600_000)):  # fmt: skip
+        frames = encode_chunk(block, at, size)
+        message = decode_message(frames)
+
+        assert b"".join(map(bytes, message.buffers)) == packed[at : at + size]
+        assert sum_of_buffers(frames) == zlib.crc32(packed[at : at + size])
+
+
+def test_a_packed_block_is_checked_by_the_checksum_of_its_bytes() -> None:
+    """The one that was computed as they came says whether they are those that left."""
+    packed = bytearray(pack_frames(large(1_500_000).frames))
+    good = zlib.crc32(packed)
+    assert decode_packed(packed, good)[0].first == 1
+    packed[1_000_000] ^= 4
+
+    with pytest.raises(DecodeError, match="checksum"):
+        decode_packed(packed, zlib.crc32(packed))
+
+
+def large(*sizes: int) -> Block:
+    """One record with arrays of so many bytes, none of them alike."""
+    chance = np.random.default_rng(0)
+    buffers = [encode_array(chance.integers(0, 255, size, np.uint8)) for size in sizes]
+    return encode_block(Identity(bytes(range(16)), 7, 1), BULK, 1, 5, [{"t": "x", "b": len(sizes)}], buffers)

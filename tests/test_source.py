@@ -407,7 +407,7 @@ def test_a_place_inside_no_block_sends_nothing_and_recovers() -> None:
 
 def test_an_offset_past_the_end_of_its_block_starts_the_block_anew() -> None:
     """A block may have shrunk to a tombstone since its first chunk left."""
-    source = streaming([picture(1, 300_000)])
+    source = streaming([picture(1, 500_000)])
     source.connected(1.0)
     list(source.due(1.0))
     welcome(source, 1.0, session=6, next=[[1, 0], [1, 900_000]])

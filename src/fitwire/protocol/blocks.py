@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from fitwire.errors import DecodeError, EncodeError
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, expected_size
+from fitwire.protocol.crc import joined, tail_of
 from fitwire.protocol.strict_json import MAX_HEADER_BYTES, decode_json, encode_json
 
 __all__ = [
@@ -34,11 +35,14 @@ __all__ = [
     "decode_block",
     "decode_json",
     "decode_message",
+    "decode_packed",
     "encode_block",
+    "encode_chunk",
     "encode_json",
     "encode_message",
     "pack_frames",
     "slice_frames",
+    "sum_of_buffers",
     "unpack_frames",
 ]
 
@@ -137,6 +141,8 @@ class Block:
         first: Sequence number of its first record; numbers begin at 1.
         count: Number of records.
         frames: As on the wire.
+        sums: Of a large block that was encoded here, the CRC32 of each ``CHUNK_BYTES`` of its packed form, so that its
+            bytes are walked once; else empty.
     """
 
     sender: Identity
@@ -144,6 +150,7 @@ class Block:
     first: int
     count: int
     frames: tuple[Buffer, ...]
+    sums: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def last(self) -> int:
@@ -156,11 +163,11 @@ class Block:
         return packed_size(self.frames)
 
 
-def _checksum(head: Buffer, body: Buffer, buffers: Sequence[Buffer]) -> bytes:
-    crc = zlib.crc32(body, zlib.crc32(head))
+def _sum(head: Buffer, rest: Buffer, buffers: Sequence[Buffer]) -> int:
+    crc = zlib.crc32(rest, zlib.crc32(head))
     for buffer in buffers:
         crc = zlib.crc32(buffer, crc)
-    return b"%08x" % crc
+    return crc
 
 
 def encode_message(message: Message) -> list[Buffer]:
@@ -172,6 +179,12 @@ def encode_message(message: Message) -> list[Buffer]:
         EncodeError: Frame 1 would pass 64 KiB or hold what JSON cannot, there are over 64 buffers, or a number of
             frame 0 is out of its range.
     """
+    head, rest = _lay_out(message)
+    return _summed(head, rest, message.buffers, _sum(head, rest, message.buffers))
+
+
+def _lay_out(message: Message) -> tuple[bytes, bytes]:
+    """Frame 0, and frame 1 from behind its checksum."""
     sender = message.sender
     if len(message.buffers) > MAX_BUFFERS:
         raise EncodeError(f"{len(message.buffers)} arrays in one record, at most {MAX_BUFFERS}")
@@ -186,11 +199,19 @@ def encode_message(message: Message) -> list[Buffer]:
     rest = b"," + text[1:] if message.body else b"}"
     if len(rest) + _CRC_END > MAX_HEADER_BYTES:
         raise EncodeError(f"a header of {len(rest):,} bytes, at most {MAX_HEADER_BYTES:,}: shorten names or values")
-    return [head, _CRC_OPEN + _checksum(head, rest, message.buffers) + b'"' + rest, *message.buffers]
+    return head, rest
 
 
-def decode_message(frames: Sequence[Buffer]) -> Message:
+def _summed(head: bytes, rest: bytes, buffers: Sequence[Buffer], crc: int) -> list[Buffer]:
+    return [head, b'%b%08x"%b' % (_CRC_OPEN, crc, rest), *buffers]
+
+
+def decode_message(frames: Sequence[Buffer], tail: int | None = None) -> Message:
     """Check and parse the frames of one message.
+
+    Args:
+        frames: Of the message.
+        tail: CRC32 of all its buffers, where that was computed as they came; else they are walked.
 
     Raises:
         DecodeError: Anything at all is not as :func:`encode_message` lays it out; its ``kind`` says what.
@@ -215,7 +236,11 @@ def decode_message(frames: Sequence[Buffer]) -> Message:
     text = bytes(text)
     if text[: len(_CRC_OPEN)] != _CRC_OPEN:
         raise DecodeError("crc", "no checksum")
-    if text[len(_CRC_OPEN) : _CRC_END - 1] != _checksum(head, text[_CRC_END:], buffers):
+    if tail is None:
+        found = _sum(head, text[_CRC_END:], buffers)
+    else:
+        found = joined(_sum(head, text[_CRC_END:], ()), tail, sum(map(len, buffers)))
+    if text[len(_CRC_OPEN) : _CRC_END - 1] != b"%08x" % found:
         raise DecodeError("crc", "the checksum does not match: bytes were changed on the way")
     body = decode_json(text)
     body.pop("crc", None)
@@ -247,23 +272,98 @@ def encode_block(
     count = sum(int(part.get("n", 1)) for part in parts)
     body = {"n": count, "parts": list(parts), "buffers": [header for header, _ in buffers]}
     message = Message(Kind.BLOCK, sender, lane, first, wall_ns, body, tuple(data for _, data in buffers))
+    large = sum(len(data) for _, data in buffers) > CHUNK_BYTES
     try:
+        if large:
+            frames, sums = _encode_large(message)
+            return block_of(message, frames, sums)
         return block_of(message, encode_message(message))
     except DecodeError as error:
         raise EncodeError(f"cannot send a block of {count} records: {error}") from None
 
 
-def decode_block(frames: Sequence[Buffer]) -> tuple[Block, Message]:
-    """Check the frames of a ``BLOCK`` message down to each buffer's size.
+def _encode_large(message: Message) -> tuple[list[Buffer], tuple[int, ...]]:
+    """As :func:`encode_message`, and the ``sums`` of the block, in one walk over the buffers."""
+    head, rest = _lay_out(message)
+    sizes = [len(head), _CRC_END + len(rest), *map(len, message.buffers)]
+    before = 4 + 4 * len(sizes) + sizes[0] + sizes[1]
+    pieces: list[int] = []
+    piece, room = 0, CHUNK_BYTES - before
+    for buffer in message.buffers:
+        view = memoryview(buffer)
+        while len(view):
+            part, view = view[:room], view[room:]
+            piece, room = zlib.crc32(part, piece), room - len(part)
+            if room == 0:
+                pieces.append(piece)
+                piece, room = 0, CHUNK_BYTES
+    if room < CHUNK_BYTES:
+        pieces.append(piece)
+    tail, left = pieces[0], sum(sizes[2:]) - (CHUNK_BYTES - before)
+    for following in pieces[1:]:
+        tail = joined(tail, following, min(left, CHUNK_BYTES))
+        left -= CHUNK_BYTES
+    frames = _summed(head, rest, message.buffers, joined(_sum(head, rest, ()), tail, sum(sizes[2:])))
+    pieces[0] = joined(_sum_of_front(frames), pieces[0], CHUNK_BYTES - before)
+    return frames, tuple(pieces)
+
+
+def _sum_of_front(frames: Sequence[Buffer]) -> int:
+    """CRC32 of the packed form up to the buffers."""
+    return zlib.crc32(frames[1], zlib.crc32(frames[0], zlib.crc32(_table(frames))))
+
+
+def encode_chunk(block: Block, at: int, size: int) -> list[Buffer]:
+    """Lay out bytes ``at`` to ``at + size`` of a block's packed form as a ``CHUNK`` message."""
+    pieces = tuple(slice_frames(block.frames, at, size))
+    if len(pieces) > MAX_BUFFERS:
+        pieces = (b"".join(pieces),)
+    body = {"at": at, "total": block.nbytes, "n": block.count}
+    head, rest = _lay_out(Message(Kind.CHUNK, block.sender, block.lane, block.first, 0, body, pieces))
+    known = _known_sum(block, at, size)
+    crc = _sum(head, rest, pieces) if known is None else joined(_sum(head, rest, ()), known, size)
+    return _summed(head, rest, pieces, crc)
+
+
+def _known_sum(block: Block, at: int, size: int) -> int | None:
+    """CRC32 of a part of the packed form, from the block's ``sums``; None when it is not made of whole ones."""
+    end = at + size
+    if not block.sums or at % CHUNK_BYTES or (end % CHUNK_BYTES and end != block.nbytes):
+        return None
+    crc = 0
+    for start in range(at, end, CHUNK_BYTES):
+        crc = joined(crc, block.sums[start // CHUNK_BYTES], min(CHUNK_BYTES, end - start))
+    return crc
+
+
+def sum_of_buffers(frames: Sequence[Buffer]) -> int:
+    """CRC32 of all buffers of a message that :func:`decode_message` found good, without walking them."""
+    text = bytes(frames[1])
+    crc = int(text[len(_CRC_OPEN) : _CRC_END - 1], 16)
+    return tail_of(crc, _sum(frames[0], text[_CRC_END:], ()), sum(map(len, frames[2:])))
+
+
+def decode_block(frames: Sequence[Buffer], tail: int | None = None) -> tuple[Block, Message]:
+    """Check the frames of a ``BLOCK`` message down to each buffer's size; ``tail`` as :func:`decode_message`.
 
     Raises:
         DecodeError: As :func:`decode_message`, or counts and sizes that disagree.
     """
-    message = decode_message(frames)
+    message = decode_message(frames, tail)
     return block_of(message, frames), message
 
 
-def block_of(message: Message, frames: Sequence[Buffer]) -> Block:
+def decode_packed(data: Buffer, crc: int) -> tuple[Block, Message]:
+    """Take a packed block apart and check it, given the CRC32 of ``data`` that was computed as it came in pieces.
+
+    Raises:
+        DecodeError: As :func:`decode_block`.
+    """
+    frames = unpack_frames(data)
+    return decode_block(frames, tail_of(crc, _sum_of_front(frames), sum(map(len, frames[2:]))))
+
+
+def block_of(message: Message, frames: Sequence[Buffer], sums: tuple[int, ...] = ()) -> Block:
     """Check that a decoded message is a whole block.
 
     Raises:
@@ -296,7 +396,7 @@ def block_of(message: Message, frames: Sequence[Buffer]) -> Block:
         raise DecodeError("sequence", f"first sequence number {message.seq}")
     if packed_size(frames) > MAX_BLOCK_BYTES:
         raise DecodeError("size", f"a block of {packed_size(frames):,} bytes, at most {MAX_BLOCK_BYTES:,}")
-    return Block(message.sender, message.lane, message.seq, count, tuple(frames))
+    return Block(message.sender, message.lane, message.seq, count, tuple(frames), sums)
 
 
 def checksum_of(block: Block) -> int:

@@ -11,7 +11,7 @@ import itertools
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from fitwire.errors import DecodeError
@@ -24,10 +24,12 @@ from fitwire.protocol.blocks import (
     Kind,
     Message,
     block_of,
-    decode_block,
+    decode_packed,
     encode_message,
-    unpack_frames,
+    sum_of_buffers,
 )
+from fitwire.protocol.crc import joined
+from fitwire.protocol.room import Room
 from fitwire.protocol.source import BEAT
 
 __all__ = ["CREDIT_BYTES", "CREDIT_RECORDS", "Sink", "reject"]
@@ -46,11 +48,27 @@ def reject(to: Identity, reason: str, **fields: Any) -> list[Buffer]:
 
 @dataclass(slots=True)
 class _Arriving:
-    """A block that comes in chunks."""
+    """A block that comes in chunks.
+
+    Attributes:
+        first: Its sequence number.
+        total: Its size, packed.
+        data: Room for it.
+        size: Bytes that are there.
+        crc: CRC32 of those.
+    """
 
     first: int
     total: int
-    data: bytearray = field(default_factory=bytearray)
+    data: memoryview
+    size: int = 0
+    crc: int = 0
+
+    def add(self, piece: Buffer) -> None:
+        """The bytes that come next."""
+        end = self.size + len(piece)
+        self.data[self.size : end] = piece
+        self.size = end
 
 
 class Sink:
@@ -65,6 +83,7 @@ class Sink:
         credit: Bytes and records the source may have under way.
         beat: Seconds of silence after which a side speaks.
         session: Tells this machine's acknowledgements from an earlier one's; drawn when None.
+        room: Memory for blocks that come in chunks; those of one hub share it.
 
     Attributes:
         duplicates: Blocks that came again and were put aside.
@@ -73,6 +92,8 @@ class Sink:
         heard: When the source last said anything, on the caller's clock.
         final: Per lane, the last sequence number there will be, once the goodbye has told it.
         status: What the goodbye said, else None.
+        digest: Per lane, the rolling checksum that the goodbye told, else None.
+        since: Per lane, the sequence number after which that begins.
     """
 
     def __init__(
@@ -82,8 +103,10 @@ class Sink:
         credit: tuple[int, int] = (CREDIT_BYTES, CREDIT_RECORDS),
         beat: float = BEAT,
         session: int | None = None,
+        room: Room | None = None,
     ) -> None:
         self.sender = sender
+        self._room = Room() if room is None else room
         self.session = secrets.randbits(31) if session is None else session
         self.have = list(have)
         self.duplicates = self.gaps = 0
@@ -91,6 +114,8 @@ class Sink:
         self.heard = 0.0
         self.final: list[int] | None = None
         self.status: str | None = None
+        self.digest: list[int] | None = None
+        self.since = [0 for _ in LANES]
         self._credit, self._beat = credit, beat
         self._taken = list(have)
         self._fresh: list[tuple[Block, Message]] = []
@@ -98,6 +123,7 @@ class Sink:
         self._complained: list[tuple[tuple[int, int], float]] = [((0, 0), -1e9) for _ in LANES]
         self._out: deque[list[Buffer]] = deque()
         self._said = 0.0
+        self._owes_ack = False
         self._bye_said = False
         self._pings = itertools.count(1)
 
@@ -109,11 +135,11 @@ class Sink:
     @property
     def pending_bytes(self) -> int:
         """Bytes of a block that is still arriving."""
-        return sum(len(part.data) for part in self._chunks if part)
+        return sum(part.size for part in self._chunks if part)
 
     def _places(self) -> dict[str, Any]:
         following = [
-            [taken + 1, len(chunk.data) if chunk else 0] for taken, chunk in zip(self._taken, self._chunks, strict=True)
+            [taken + 1, chunk.size if chunk else 0] for taken, chunk in zip(self._taken, self._chunks, strict=True)
         ]
         return {"session": self.session, "have": list(self.have), "next": following}
 
@@ -146,23 +172,22 @@ class Sink:
         self._say(Kind.PONG, {"id": message.body.get("id")} | self._places(), now)
 
     def _on_goodbye(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
-        final = message.body.get("final")
-        numbers = cast("list[object]", final) if isinstance(final, list) else []
-        if len(numbers) != len(LANES) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        final = _numbers(message.body.get("final"))
+        if final is None:
             raise DecodeError("goodbye", "a goodbye without final numbers")
-        self.final, self.status = cast("list[int]", list(numbers)), str(message.body.get("status"))[:40]
+        self.final, self.status = final, str(message.body.get("status"))[:40]
+        self.digest, self.since = _numbers(message.body.get("digest")), _numbers(message.body.get("since")) or [0, 0]
         for lane, number in enumerate(self.final):
             if self._taken[lane] < number:
                 self._complain(lane, now)
         self._bye_said = False
-        self._say_bye(now)
 
     def _take(self, block: Block, message: Message, now: float) -> None:
         lane, following = block.lane, self._taken[block.lane] + 1
         if block.last < following:
             self.duplicates += 1
             if block.last <= self.have[lane]:
-                self._say(Kind.ACK, self._places(), now)
+                self._owes_ack = True
         elif block.first > following:
             self._complain(lane, now)
         elif block.first < following:
@@ -186,25 +211,27 @@ class Sink:
             return
         held = self._chunks[lane]
         if held is None or held.total != total:  # the first, or of a block that has shrunk to a tombstone meanwhile
-            held = self._chunks[lane] = _Arriving(seq, total)
-        if at > len(held.data):
+            self._chunks[lane] = None  # its room may serve again
+            held = self._chunks[lane] = _Arriving(seq, total, self._room.take(total))
+        if at > held.size:
             self._complain(lane, now)
-        elif at < len(held.data):
+        elif at < held.size:
             self.duplicates += 1
         elif at + size > total:
             self._chunks[lane] = None
             raise DecodeError("chunk", "a chunk past the end of its block")
         else:
             for piece in message.buffers:
-                held.data.extend(piece)
-            if len(held.data) < total:
-                self._say(Kind.ACK, self._places(), now)
+                held.add(piece)
+            held.crc = joined(held.crc, sum_of_buffers(frames), size)
+            if held.size < total:
+                self._owes_ack = True
             else:
                 self._finish_block(held, lane, now)
 
     def _finish_block(self, held: _Arriving, lane: int, now: float) -> None:
         self._chunks[lane] = None
-        block, inner = decode_block(unpack_frames(memoryview(held.data)))
+        block, inner = decode_packed(held.data, held.crc)
         if block.sender != self.sender or block.lane != lane or block.first != held.first:
             raise DecodeError("chunk", "chunks that hold another source's block")
         self._take(block, inner, now)
@@ -240,17 +267,16 @@ class Sink:
         """The store has these now: acknowledge them."""
         for block in blocks:
             self.have[block.lane] = max(self.have[block.lane], block.last)
-        if blocks:
-            self._say(Kind.ACK, self._places(), now)
-            self._say_bye(now)
+        self._owes_ack = self._owes_ack or bool(blocks)
 
-    def _say_bye(self, now: float) -> None:
+    def due(self, now: float) -> Iterator[list[Buffer]]:
+        """Yield what is to be sent to the source now: one acknowledgement for all that came since the last time."""
+        if self._owes_ack:
+            self._owes_ack = False
+            self._say(Kind.ACK, self._places(), now)
         if self.complete and not self._bye_said:
             self._bye_said = True
             self._say(Kind.BYE_OK, self._places(), now)
-
-    def due(self, now: float) -> Iterator[list[Buffer]]:
-        """Yield what is to be sent to the source now."""
         if now - self._said >= self._beat:
             self._say(Kind.PING, {"id": next(self._pings)}, now)
         while self._out:
@@ -259,6 +285,13 @@ class Sink:
     def _say(self, kind: Kind, body: dict[str, Any], now: float) -> None:
         self._said = now
         self._out.append(encode_message(Message(kind, self.sender, body=body)))
+
+
+def _numbers(value: object) -> list[int] | None:
+    """A number for each lane; None when it is anything else."""
+    numbers = cast("list[object]", value) if isinstance(value, list) else []
+    good = [n for n in numbers if type(n) is int and 0 <= n < 2**63]
+    return good if len(good) == len(numbers) == len(LANES) else None
 
 
 _HANDLERS: dict[int, Callable[[Sink, Message, Sequence[Buffer], float], None]] = {

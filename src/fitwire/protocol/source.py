@@ -20,7 +20,6 @@ from fitwire.protocol.blocks import (
     BULK,
     CHUNK_BYTES,
     LANES,
-    MAX_BUFFERS,
     VERSION,
     Block,
     Buffer,
@@ -28,8 +27,8 @@ from fitwire.protocol.blocks import (
     Kind,
     Message,
     decode_message,
+    encode_chunk,
     encode_message,
-    slice_frames,
 )
 from fitwire.protocol.digest import RollingSum
 from fitwire.protocol.lane import Flight, Lane, Position
@@ -386,15 +385,11 @@ class Source:
         total = block.nbytes
         offset = lane.next[1] if lane.next[1] < total else 0  # it has shrunk to a tombstone since
         small = total <= (LEAST_WINDOW if block.lane == BULK else CHUNK_BYTES)
-        size = min(total - offset, max(LEAST_WINDOW, min(CHUNK_BYTES, self._window // 4)))
+        size = self._chunk_size(offset, total)
         if offset == 0 and (small or size == total):
             frames, size = list(block.frames), total
         else:
-            pieces = tuple(slice_frames(block.frames, offset, size))
-            if len(pieces) > MAX_BUFFERS:
-                pieces = (b"".join(pieces),)
-            body = {"at": offset, "total": total, "n": block.count}
-            frames = encode_message(Message(Kind.CHUNK, block.sender, block.lane, block.first, 0, body, pieces))
+            frames = encode_chunk(block, offset, size)
         done = offset + size >= total
         after = (block.last + 1, 0) if done else (block.first, offset + size)
         if done:
@@ -402,6 +397,13 @@ class Source:
         lane.launch(Flight(after, size, now, chunk=not done))
         self._said = now
         return frames
+
+    def _chunk_size(self, offset: int, total: int) -> int:
+        """A quarter of the window, up to a place whose checksum is known (``Block.sums``) or to the block's end."""
+        size = max(LEAST_WINDOW, min(CHUNK_BYTES, self._window // 4))
+        size = min(size, CHUNK_BYTES - offset % CHUNK_BYTES)
+        left = total - offset - size
+        return size + left if left < LEAST_WINDOW else size
 
     def _speak_up(self, now: float) -> None:
         waiting = any(lane.flights for lane in self._lanes)
