@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fitwire.errors import DecodeError
 from fitwire.events import Dropped
 from fitwire.journal.entries import HEAD, MARK, encode_mark, lay_entry
+from fitwire.journal.stones import damaged_stone
 from fitwire.protocol.blocks import BULK, LANES, MAX_RECORDS, RECORDS, Block, Identity, decode_block, unpack_frames
 from fitwire.train.segments import Segment, Segments
 from fitwire.train.tombstones import collapse, fold, in_bundles, merge, name_of_sample, stone
@@ -321,9 +322,7 @@ class Journal:
             self.faults["unreadable"] += 1
             self.dropped[lane] += place.count
             self._warn("journal read", f"the journal lost records {place.first} to {place.last}: {error}")
-            what = "sample" if lane == BULK else "records"
-            gone = Dropped(time=time.time(), count=place.count, what=what, reason="damaged on disk")
-            return stone(Block(self.sender, lane, place.first, place.count, ()), gone)
+            return damaged_stone(self.sender, lane, place.first, place.last, time.time_ns())
 
     # -- the disk
 

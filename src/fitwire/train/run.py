@@ -38,6 +38,7 @@ from fitwire.meter import Meter
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, encode_array
 from fitwire.protocol.blocks import Identity
 from fitwire.train import ending
+from fitwire.train.former import deliver_former
 from fitwire.train.mappings import Settable
 from fitwire.train.packer import Row
 from fitwire.train.pending import Pending
@@ -103,6 +104,7 @@ class Run:
         shared_id: str | None = None,
     ) -> None:
         sender, size = identify(settings, rank, world_size, shared_id)
+        self._may_go_on = settings.run_id is not None and settings.resume != "never"
         self.id = sender.run.hex()
         self.name = settings.named(sender.run)
         self.rank = sender.rank
@@ -172,7 +174,10 @@ class Run:
         }  # fmt: skip
         about = About(sender, hello, settings.durability, keeper_of(os.environ.get("FITWIRE_KEEPER")))
         address = None if settings.mode == "offline" else resolve(settings.address)
-        return Uplink(sender, hello, address, self._warn, about=about, folder=settings.dir)
+        uplink = Uplink(sender, hello, address, self._warn, about=about, folder=settings.dir)
+        if address is not None and self._may_go_on:
+            deliver_former(sender, address, uplink.greeted, lambda: self.status is not None, settings.dir)
+        return uplink
 
     def _await(self, outlet: Outlet, wait: float) -> None:
         if wait <= 0 or outlet.greeted.wait(wait):
