@@ -1,8 +1,8 @@
 """``durability="process"``: each record packed into mapped memory inside the call that logs it, so no kill can lose it.
 
 :meth:`Ring.append` stands in the place of the queue's own: under one lock, which nobody else wants for long, it counts
-the record, packs it and appends it. So "all records up to counter n" is the same in the ring as in the queue, and when
-the I/O thread has brought a place of the queue into the journal it can say up to where the ring may be used again. A
+the record, packs it and appends it. So the n-th record in the ring is the n-th in the queue, and the I/O thread, which
+counts what it takes, can say up to which one the journal has all, and where the ring may be used again. A
 row of floats makes no system call. What finds no room, or is large, goes to a file by one write, which a kill cannot
 unsay either. The form of the bytes is ``journal/ring.py``'s. Longer than most files here: what may be interrupted at
 any byte is read best on one page.
@@ -43,7 +43,7 @@ from fitwire.train.packer import MAX_BYTES, MAX_NAME_BYTES, Packer, Row
 from fitwire.train.pending import LateRow
 from fitwire.transport.process import private_folder
 
-__all__ = ["Ring", "Upto"]
+__all__ = ["Ring"]
 
 SIZE = 4 * 2**20
 """Some 47,000 rows of four values; the journal takes them every 20 ms."""
@@ -56,18 +56,13 @@ SMALL = 64 * 2**10
 SPILL_BYTES = 256 * 2**20
 """Late files altogether; what comes then is only in memory, as with ``durability="memory"``."""
 SPILL_FILES = 1024
+MAX_PLACES = 1024
+"""Moments between which room is given back; a journal that takes nothing must not make them pile up."""
 FILE_BYTES = 2**20
 """A late file is closed beyond, so that it can go when its records are in the journal."""
 PATIENCE = 0.010
 """Seconds that the I/O thread waits for the lock, which is held for a microsecond."""
 NAN = float("nan")
-
-
-@dataclass(frozen=True, slots=True)
-class Upto:
-    """Not a record: a place in the queue; what was appended before it are all records up to this counter."""
-
-    counter: int
 
 
 @dataclass(slots=True)
@@ -110,7 +105,8 @@ class Ring:
         size: Bytes for records.
 
     Attributes:
-        queue: As passed.
+        queue: As passed; nothing but :meth:`append` may append records to it.
+        last: Counter of the last record, which is also their number.
         unkept: Records that are in memory only, because nothing took them.
         home: The folder it lies in, with its late files.
 
@@ -123,10 +119,9 @@ class Ring:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     ring = Ring(Path(folder), Identity(run=b"r" * 16), queue)
         ...     ring.append((0.0, 0, None, None, "batch", {"loss": 0.5}))
-        ...     ring.mark()
         ...     ring.close()
-        >>> queue.pop()
-        Upto(counter=1)
+        >>> len(queue), ring.last
+        (1, 1)
     """
 
     def __init__(self, folder: Path, sender: Identity, queue: deque[Any], size: int = SIZE) -> None:
@@ -141,7 +136,9 @@ class Ring:
         # Reentrant: a signal handler that logs must not wait for the call that it interrupted.
         self._lock = threading.RLock()
         self._busy = self._dead = False
-        self._last = self._marked = 0
+        self.last = self._noted = 0
+        # Counted and kept, not yet known to be in the queue: only a Ctrl-C in that moment leaves it here.
+        self._step: Any = None
         # Where the next record goes, up to where there is room; virtual: where this lap began, and the oldest record.
         self._at, self._limit = 0, self._size
         self._lap = self._tail = 0
@@ -233,31 +230,34 @@ class Ring:
                 time, step, epoch, batch, per, values = cast(Row, record)
                 names = tuple(values)
                 shape = self._shape if names == self._names and per == self._per else self._shape_of(per, names)
-                counter = self._last + 1
-                if shape is not None:
-                    blob = shape.pack(
-                        MAGIC, shape.size, counter, ROW, shape.number, time, step,
-                        NAN if epoch is None else epoch, NAN if batch is None else batch, *values.values(),
-                    )  # fmt: skip
-                    stop = self._at + shape.size
-                    if stop > self._limit:
-                        stop = self._find_room(shape.size)
-                    if stop:
-                        shape.seal(self._view, stop - shape.size, blob, zlib.crc32(blob, self._seed))
-                        # Not before it is sealed, and with no call between: a Ctrl-C finds both done, or none.
-                        self._at, self._last = stop, counter
-                    else:
-                        self._last = counter
-                        self._spill([blob, zlib.crc32(blob, self._seed).to_bytes(4, "little")], counter)
-                    self.queue.append(record)
+                if shape is None:
+                    self._append_thing(record)
                     return
-                self._append_thing(record)
+                counter = self.last + 1
+                blob = shape.pack(
+                    MAGIC, shape.size, counter, ROW, shape.number, time, step,
+                    NAN if epoch is None else epoch, NAN if batch is None else batch, *values.values(),
+                )  # fmt: skip
+                crc = zlib.crc32(blob, self._seed)
+                stop = self._at + shape.size
+                if stop > self._limit:
+                    stop = self._find_room(shape.size)
+                if stop:
+                    shape.seal(self._view, stop - shape.size, blob, crc)
+                    # Not before it is sealed, and with no call between, so that a Ctrl-C finds all of it or nothing.
+                    self._at, self.last, self._step = stop, counter, record
+                else:
+                    self.last, self._step = counter, record
+                    self._spill([blob, crc.to_bytes(4, "little")], counter)
+                self.queue.append(record)
+                self._step = None
             except Exception:  # a value that is no float after all: as the packer mends it
-                self._append_thing(record)
+                if self._step is None:
+                    self._append_thing(record)
             finally:
                 self._busy = False
-                if self._inner:
-                    self._adopt()
+                if self._step is not None or self._inner:
+                    self._mend()
 
     def _append_other(self, record: Any) -> None:
         if isinstance(record, LateRow):
@@ -269,18 +269,19 @@ class Ring:
 
     def _append_thing(self, record: Any) -> None:
         """What is not a row of floats, as the blocks that the packer makes of it."""
-        counter = self._last + 1
+        counter = self.last + 1
         pieces = self._pieces(record, counter)
         size = sum(map(len, pieces))
         stop = self._find_room(size) if pieces and size <= self._size // 16 else 0
         if stop:
             self._view[stop - size : stop - 4] = b"".join(pieces[:-1])
             self._view[stop - 4 : stop] = pieces[-1]
-            self._at, self._last = stop, counter
+            self._at, self.last, self._step = stop, counter, record
         else:
-            self._last = counter
+            self.last, self._step = counter, record
             self._spill(pieces, counter)
         self.queue.append(record)
+        self._step = None
 
     def _pieces(self, record: Any, counter: int) -> list[Buffer]:
         blocks: list[Block] = []
@@ -294,8 +295,9 @@ class Ring:
     def _hold(self, late: LateRow) -> None:
         """Keep a place for a row whose values are still on their device."""
         time, step, epoch, batch, per, values = late.row
-        counter = self._last + 1
+        counter = self.last + 1
         place = _Place(late, counter, None, None)
+        stop = 0
         try:
             shape = self._shape_of(per, tuple(values))
             stop = self._find_room(shape.held_size) if shape is not None else 0
@@ -303,12 +305,12 @@ class Ring:
                 where = (time, step, NAN if epoch is None else epoch, NAN if batch is None else batch)
                 shape.hold(self._view, stop - shape.held_size, counter, self._seed, where)
                 place.at, place.shape = stop - shape.held_size, shape
-                self._at = stop
-        except Exception:
-            place.at = None
-        self._last = counter
+        except Exception:  # a step or epoch that is no number
+            stop = 0
         self._held[id(late)] = place
+        self._at, self.last, self._step = stop or self._at, counter, late
         self.queue.append(late)
+        self._step = None
 
     def fill(self, late: LateRow) -> None:
         """Keep the values of a late row that were just read; before it is called settled."""
@@ -428,68 +430,71 @@ class Ring:
             self.unkept += 1
         self._inner.append((record, name, size))
 
-    def _adopt(self) -> None:
-        """Give such records their place; called with the lock held and no call under way."""
+    def _mend(self) -> None:
+        """Put right what an interrupted call left; called with the lock held and no call under way."""
         self._busy = True
         try:
+            if (record := self._step) is not None:
+                self._step = None
+                if not (self.queue and self.queue[-1] is record):
+                    self.queue.append(record)
             while self._inner:
-                record, name, size = self._inner.popleft()
-                if name is None:
-                    self._append_other(record) if isinstance(record, LateRow) else self.queue.append(record)
-                    continue
-                self._last = counter = self._last + 1
-                try:
-                    os.rename(self.home / name, self.home / f"{LATE}{counter}")
-                    self._files[f"{LATE}{counter}"] = _File(counter, size)
-                    self._spilled += size
-                except OSError:
-                    self.unkept += 1
-                self.queue.append(record)
+                self._adopt(*self._inner.popleft())
         finally:
             self._busy = False
 
+    def _adopt(self, record: Any, name: str | None, size: int) -> None:
+        """Give a record that was logged inside another call its place."""
+        if not isinstance(record, (tuple, Event)):
+            self._append_other(record)
+            return
+        self.last = counter = self.last + 1
+        if name is not None:
+            try:
+                os.rename(self.home / name, self.home / f"{LATE}{counter}")
+                self._files[f"{LATE}{counter}"] = _File(counter, size)
+                self._spilled += size
+            except OSError:
+                self.unkept += 1
+        self.queue.append(record)
+
     # -- what the I/O thread calls
 
-    def mark(self) -> None:
-        """Append an :class:`Upto` to the queue if there is anything new; what comes before it can be taken as a whole.
+    def release(self, upto: int) -> None:
+        """The journal has all records up to this counter: their room may be used again, their files go.
 
-        When that is in the journal, with its counter in the journal's mark, say so by :meth:`release`.
+        To be called at every look: room is given back in steps from one call to the next.
         """
         if not self._lock.acquire(timeout=PATIENCE):
             return
         try:
-            self._busy = False  # whoever holds the lock from outside is in no call
-            if self._inner:
-                self._adopt()
-            if self._last != self._marked:
-                self._marked = self._last
-                self._places.append((self._last, self._lap + self._at))
-                self.queue.append(Upto(self._last))
-        finally:
-            self._lock.release()
-
-    def release(self, upto: int) -> None:
-        """The records up to this counter are in the journal: their room may be used again, their files go."""
-        tail = self._tail
-        while self._places and self._places[0][0] <= upto:
-            tail = self._places.popleft()[1]
-        self._tail = tail
-        if not self._files:
-            return
-        with self._lock:
+            self._busy = False  # whoever takes the lock from outside is in no call
+            if self._step is not None or self._inner:
+                self._mend()
+            self._note_place()
+            tail = self._tail
+            while self._places and self._places[0][0] <= upto:
+                tail = self._places.popleft()[1]
+            self._tail = tail
             if self._file is not None and self._files[self._file[1]].last <= upto:
                 self._close_file()
             current = self._file[1] if self._file is not None else ""
             gone = [name for name, file in self._files.items() if file.last <= upto and name != current]
             for name in gone:
                 self._spilled -= self._files.pop(name).nbytes
+        finally:
+            self._lock.release()
         for name in gone:
             (self.home / name).unlink(missing_ok=True)
 
-    @property
-    def kept(self) -> int:
-        """Counter of the last record."""
-        return self._last
+    def _note_place(self) -> None:
+        if self.last == self._noted:
+            return
+        self._noted = self.last
+        if len(self._places) >= MAX_PLACES:
+            for at in range(len(self._places) - 2, -1, -2):
+                del self._places[at]
+        self._places.append((self.last, self._lap + self._at))
 
     def close(self, *, keep: bool = False) -> None:
         """Use it no more; what is appended from now on is in memory only.
