@@ -43,11 +43,13 @@ class Pending:
 
     Attributes:
         rows: Looked at by the hot path, which does nothing when it is empty.
+        keep: Called with a row that was read, before it is called settled.
         filled: Told of each row that was read, before it counts as settled.
     """
 
     def __init__(self, bad: Callable[[str, str], None]) -> None:
         self.rows: deque[LateRow] = deque()
+        self.keep: Callable[[LateRow], None] = lambda late: None
         self._bad = bad
         self.filled: Callable[[LateRow], None] = lambda late: None
         self._reading = threading.Lock()
@@ -84,6 +86,7 @@ class Pending:
                     values[name] = float("nan")
                     failures.append((name, f"could not be read from its device: {error}"))
         self.filled(late)
+        self.keep(late)
         late.settled = True
         for name, why in failures:
             self._bad(name, why)

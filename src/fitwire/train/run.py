@@ -137,6 +137,8 @@ class Run:
         settings = self.settings
         self._outlet = outlet = self._open(sender, size)
         self._queue, self._append = outlet.queue, outlet.queue.append
+        if settings.durability == "process" and isinstance(outlet, Uplink):
+            self._keep_each(outlet)
         outlet.probe.arm = self._time_next
         found = {
             "host": socket.gethostname(), "pid": os.getpid(), "world_size": size, "fitwire": __version__,
@@ -160,6 +162,15 @@ class Run:
         except BaseException as error:
             self.fail(error)
             raise
+
+    def _keep_each(self, uplink: Uplink) -> None:
+        try:
+            ring = uplink.keep_each()
+        except OSError as error:
+            sentence = f"durability='process' is not to be had here: {error}; a kill may cost the last 20 ms"
+            self._warn("durability", sentence)
+            return
+        self._append, self._pending.keep = ring.append, ring.fill
 
     def _open(self, sender: Identity, size: int) -> Outlet:
         settings = self.settings

@@ -23,6 +23,7 @@ from fitwire.journal.layout import About, create, folder_name, journals_folder
 from fitwire.protocol.blocks import LANES, RECORDS, Identity
 from fitwire.protocol.source import Source, State
 from fitwire.train.journal import Journal
+from fitwire.train.mapped import Ring
 from fitwire.train.meter import Probe
 from fitwire.train.packer import MAX_ROWS, Packer, Row
 from fitwire.train.pending import LateRow
@@ -177,7 +178,7 @@ class Uplink:
         folder: Where it is made; None for the data folder.
 
     Attributes:
-        release: Told up to which record the journal has all; None when nobody counts.
+        ring: Keeps each record from the call on until the journal has it; None with ``durability="memory"``.
     """
 
     def __init__(
@@ -211,21 +212,26 @@ class Uplink:
         self._where = ""
         self._waiting_bytes = 0
         self._offering = threading.RLock()  # a signal's handler may sample too
-        self.release: Callable[[int], None] | None = None
+        self.ring: Ring | None = None
         self._parted = False
         self._thread: threading.Thread | None = None
         # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
         self._over = threading.Event()
 
-    def open_journal(self) -> Path:
-        """Make the journal's folder now, on the calling thread.
+    def keep_each(self) -> Ring:
+        """Have each record kept within its call; to be called before :meth:`start`, from the training thread.
+
+        Returns:
+            What records are to be appended through.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: There is no journal, or no room or no safe place for the ring.
         """
         if self._segments is None:
             raise OSError(errno.ENOENT, "there is no journal")
-        return self._segments.open()
+        folder = self._segments.open()
+        self.ring = Ring(folder, self.source.sender, self.queue)
+        return self.ring
 
     def _make_folder(self) -> Path:
         """The journal's folder; a second process that began in the same second takes the next incarnation."""
@@ -294,7 +300,9 @@ class Uplink:
         """The journal goes when the hub has confirmed the end; else it waits to be delivered."""
         complete = self.source.state is State.ENDED
         if not complete:
-            self.backlog.commit(self._taken if self.release is not None else 0, now=float("inf"))
+            self.backlog.commit(self._taken if self.ring else 0, now=float("inf"))
+        if self.ring is not None:
+            self.ring.close(keep=not complete and self.backlog.written < self.ring.last)
         self._kept, self._where = 0 if complete else self.backlog.kept, self.backlog.path
         kept_by = self._about is not None and self._about.keeper is not None
         self.backlog.close(delivered=complete and not kept_by)
@@ -339,10 +347,10 @@ class Uplink:
 
     def _commit(self, now: float) -> None:
         """Write what was packed; what the journal has, the ring may forget."""
-        counted = self._taken if self.release is not None else 0
-        self.backlog.commit(counted, now=now, alone=self.source.state is not State.STREAMING)
-        if self.release is not None:
-            self.release(self.backlog.written)
+        ring = self.ring
+        self.backlog.commit(self._taken if ring else 0, now=now, alone=self.source.state is not State.STREAMING)
+        if ring is not None:
+            ring.release(self.backlog.written)
 
     def _take(self) -> None:
         queue = self.queue
@@ -351,7 +359,7 @@ class Uplink:
         size = 0
         if len(queue) > MAX_QUEUE:
             for record in shed(queue):
-                self._taken += record.count if type(record) is Dropped else 1
+                self._taken += record.count if type(record) is Dropped else type(record) is not Mark
                 self._shed += record.count if type(record) is Dropped else 0
                 self._keep(record, records)
         while queue and len(records) < AT_ONCE and size < BYTES_AT_ONCE:
