@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,16 +156,22 @@ def _number_of(sample: Sample) -> int:
     return number if same else -1
 
 
-def verdict_of(account: Account, ledgers: Sequence[Ledger], firsts: Sequence[int]) -> Verdict:
-    """Set an account against the ledgers of lives 0, 1, …; ``firsts`` are the numbers that each began with."""
-    n, life, slot, check, step = account.rows
-    lost = doubled = disordered = phantom = inner = stored = 0
+def verdict_of(rows: np.ndarray, lives: Mapping[int, tuple[Ledger, int]]) -> Verdict:
+    """Set rows of an account against ledgers.
+
+    Args:
+        rows: As :attr:`Account.rows`.
+        lives: By number of the process life: its ledger, and the number that it began with.
+    """
+    n, life, slot, check, step = rows
+    lost = doubled = disordered = phantom = inner = stored = wrong = 0
     known = np.zeros(len(n), bool)
     tails: list[float] = []
-    for number, (ledger, first) in enumerate(zip(ledgers, firsts, strict=True)):
+    for number, (ledger, first) in lives.items():
         for thread in range(ledger.slots):
             mine = (life == number) & (slot == thread)
             known |= mine
+            wrong += int((check_of(n[mine].astype(np.uint64), number, thread) != check[mine]).sum())
             told = n[mine].astype(np.int64) - first
             count = ledger.count(thread)
             disordered += int((np.diff(told) < 0).sum())
@@ -179,10 +185,6 @@ def verdict_of(account: Account, ledgers: Sequence[Ledger], firsts: Sequence[int
             if len(gone):
                 tails.append(ledger.tail(thread, int(gone[0])))
                 inner += int((gone < (unique.max() if len(unique) else 0)).sum())
-    wrong = int((~known).sum() + (n != step).sum())
-    for number in range(len(ledgers)):
-        for thread in range(ledgers[number].slots):
-            mine = (life == number) & (slot == thread)
-            wrong += int((check_of(n[mine].astype(np.uint64), number, thread) != check[mine]).sum())
-    returned = sum(ledger.total() for ledger in ledgers)
+    wrong += int((~known).sum() + (n != step).sum())
+    returned = sum(ledger.total() for ledger, _ in lives.values())
     return Verdict(returned, stored, lost, doubled, disordered, wrong, phantom, tuple(tails), inner)

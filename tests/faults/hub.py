@@ -24,9 +24,9 @@ class CountingHub(Hub):
 
     def _greet_source(self, peer: bytes, message: Message, *rest: Any) -> None:
         self.counts["hellos"] += 1
-        link = self._links.get((message.sender.run, message.sender.rank))
+        known = [link.sink for link in self._links.values() if link.sink.sender == message.sender]
         # The first greeting may be said more than once, on a slow line: not one after records have come.
-        if link is not None and link.sink.sender == message.sender and any(link.sink._taken):
+        if any(any(sink.have) for sink in known):
             self.counts["greeted again"] += 1
         super()._greet_source(peer, message, *rest)
 

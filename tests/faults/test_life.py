@@ -8,13 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from faults.harness import Stage, pick
+from faults.harness import GONE, Stage, pick
 from fitwire import Monitor, WatchedRun
 from fitwire.watch.states import State
 from helpers import until
 
-GONE = 0.5
-"""Seconds that a kill without a word may cost on busy cores, of 0.02 on idle ones."""
 SOON = 10.0
 """Seconds in which an interpreter that was interrupted must have gone; the figure beside it is what it took."""
 
