@@ -114,7 +114,8 @@ def test_commands_on_a_page_exist_and_take_those_options(page: Path) -> None:
         for name, *words in commands_in(block.code):
             command = COMMANDS.get(name)
             known = {o for p in command.params for o in p.opts} | {"--help"} if command else set()
-            strange = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+            own = words[: words.index("--")] if "--" in words else words  # the rest belongs to the command that is run
+            strange = [word for word in own if word.startswith("-") and word.partition("=")[0] not in known]
             if (command is None and not name.startswith("-")) or strange:
                 wrong.append((name, strange))
     for name in re.findall(r"`fitwire ([a-z]+)", page.read_text("utf-8")):

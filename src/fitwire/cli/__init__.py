@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "demo": "demo",
+    "run": "run",
     "hub": "hub",
     "watch": "watch",
     "ls": "look",
