@@ -100,13 +100,14 @@ class ZMQProgress(keras.callbacks.Callback):
         group: Runs that belong together, e.g. folds.
         run_id: Text of one's own; the same text goes on with the same run.
         resume: ``"auto"`` goes on with a run of that id, ``"must"`` needs one, ``"never"`` starts a new one.
-        mode: ``"online"``, or ``"disabled"`` to do nothing.
-        dir: Folder for what fitwire writes.
+        mode: ``"online"``; ``"offline"`` writes the journal only, for ``fitwire sync``; ``"disabled"`` does nothing.
+        dir: Folder for the journal, in which records wait for a hub; None for the data folder.
         wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver``.
         wait: Seconds to wait for a hub before training without one.
         control: Whether watchers may steer.
         strict: Raise on what cannot be sent, and when ``wait`` ends without a hub, instead of warning.
-        durability: ``"memory"``.
+        durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
+            nothing, for a microsecond or two more a call.
         log_freq: ``"batch"``, ``"epoch"`` (no batch values), or every so many batches.
         samples: Examples to predict on: inputs (an array; several as a list or dict), a tuple ``(inputs, targets)``, or
             a function that takes the model and returns a dict of arrays. Training ends with the weights it would have

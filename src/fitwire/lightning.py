@@ -208,13 +208,14 @@ class ZMQProgress(Callback):
         group: Runs that belong together, e.g. folds.
         run_id: Text of one's own; the same text goes on with the same run.
         resume: ``"auto"`` goes on with a run of that id, ``"must"`` needs one, ``"never"`` starts a new one.
-        mode: ``"online"``, or ``"disabled"`` to do nothing.
-        dir: Folder for what fitwire writes.
+        mode: ``"online"``; ``"offline"`` writes the journal only, for ``fitwire sync``; ``"disabled"`` does nothing.
+        dir: Folder for the journal, in which records wait for a hub; None for the data folder.
         wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver``.
         wait: Seconds to wait for a hub before training without one.
         control: Whether watchers may steer.
         strict: Raise what would be a warning: a bad name or value, or no hub within ``wait``.
-        durability: ``"memory"``.
+        durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
+            nothing, for a microsecond or two more a call.
         log_freq: ``"batch"``, ``"epoch"``, or every so many batches.
         samples: Inputs (a tensor; several by name in a dict), a pair ``(inputs, targets)`` as tuple or list, or a
             function that takes the module and returns a dict of arrays. Called in evaluation mode, without gradients;

@@ -49,9 +49,10 @@ def init(
         group: Runs that belong together, e.g. folds.
         run_id: Text of one's own; the same text goes on with the same run.
         resume: ``"auto"`` goes on with a run of that id, ``"must"`` needs one, ``"never"`` starts a new one.
-        mode: ``"online"``, or ``"disabled"`` to do nothing.
-        dir: Folder for what fitwire writes.
-        durability: ``"memory"``.
+        mode: ``"online"``; ``"offline"`` writes the journal only, for ``fitwire sync``; ``"disabled"`` does nothing.
+        dir: Folder for the journal, in which records wait for a hub; None for the data folder.
+        durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
+            nothing, for a microsecond or two more a call.
         wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver`` (address ``tcp://host:9001,9002``).
         wait: Seconds to wait for a hub before going on without one.
         control: Whether watchers may steer.
