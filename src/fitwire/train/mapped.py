@@ -10,6 +10,7 @@ any byte is read best on one page.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import os
@@ -193,8 +194,8 @@ class Ring:
             self.home.rmdir()
 
     @staticmethod
-    def _write_new(path: Path, pieces: Sequence[Buffer]) -> int:
-        """Make a file of these bytes; gives their number.
+    def _write_new(path: Path, pieces: Sequence[Buffer]) -> None:
+        """Make a file of these bytes.
 
         Raises:
             OSError: Not all could be written; then there is no file.
@@ -203,7 +204,7 @@ class Ring:
         size = sum(map(len, pieces))
         try:
             if os.writev(handle, pieces) == size:
-                return size
+                return
         except OSError:
             pass
         finally:
@@ -222,12 +223,13 @@ class Ring:
             if self._busy:
                 self._interrupt(record)
                 return
-            self._busy = True
             try:
+                self._busy = True
                 if type(record) is not tuple:
                     self._append_other(record)
                     return
-                time, step, epoch, batch, per, values = cast(Row, record)
+                row: Row = record  # pyright: ignore[reportUnknownVariableType, reportAssignmentType]
+                time, step, epoch, batch, per, values = row
                 names = tuple(values)
                 shape = self._shape if names == self._names and per == self._per else self._shape_of(per, names)
                 if shape is None:
@@ -323,9 +325,8 @@ class Ring:
                 return
             with self._lock:
                 name = f"{LATE}{place.counter}"
-                size = self._write_new(self.home / name, self._pieces(late.row, place.counter))
+                size = self._write_beside(name, self._pieces(late.row, place.counter))
                 self._files[name] = _File(place.counter, size)
-                self._spilled += size
         except Exception:
             self.unkept += 1
 
@@ -383,15 +384,15 @@ class Ring:
     def _spill(self, pieces: Sequence[Buffer], counter: int) -> None:
         """Write a record to the late file, by one write; else it is in memory only."""
         size = sum(map(len, pieces))
-        if not size or self._dead or self._spilled + size > SPILL_BYTES or len(self._files) >= SPILL_FILES:
+        if not self._may_spill(size):
             self.unkept += 1
             return
         try:
             if self._file is None:
                 name = f"{LATE}{counter}"
+                self._files[name] = _File(counter, 0)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
                 self._file = os.open(self.home / name, flags, 0o600), name
-                self._files[name] = _File(counter, 0)
             handle, name = self._file
             file = self._files[name]
             file.last = counter
@@ -406,6 +407,23 @@ class Ring:
         # What was written in part would stand in the way of what came behind it.
         if self._file is not None and (written != size or self._files[self._file[1]].nbytes >= FILE_BYTES):
             self._close_file()
+
+    def _may_spill(self, size: int) -> bool:
+        files = len(self._files) + len(self._inner)
+        return 0 < size <= SPILL_BYTES - self._spilled and files < SPILL_FILES and not self._dead
+
+    def _write_beside(self, name: str, pieces: Sequence[Buffer]) -> int:
+        """A record in a file of its own; gives its bytes.
+
+        Raises:
+            OSError: It found no room.
+        """
+        size = sum(map(len, pieces))
+        if not self._may_spill(size):
+            raise OSError(errno.ENOSPC, "no room for late records")
+        self._write_new(self.home / name, pieces)
+        self._spilled += size
+        return size
 
     def _close_file(self) -> None:
         if self._file is not None:
@@ -422,9 +440,9 @@ class Ring:
         name = None
         size = 0
         try:
-            if isinstance(record, (tuple, Event)) and not self._dead:
+            if isinstance(record, (tuple, Event)):
                 name = f"{INNER}{next(self._inners)}"
-                size = self._write_new(self.home / name, self._pieces(record, 0))
+                size = self._write_beside(name, self._pieces(record, 0))
         except Exception:
             name = None
             self.unkept += 1
@@ -453,9 +471,9 @@ class Ring:
             try:
                 os.rename(self.home / name, self.home / f"{LATE}{counter}")
                 self._files[f"{LATE}{counter}"] = _File(counter, size)
-                self._spilled += size
             except OSError:
                 self.unkept += 1
+                self._spilled -= size
         self.queue.append(record)
 
     # -- what the I/O thread calls
