@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from fitwire.transport.child import Ended, run_child
 from fitwire.views.display import NAME, display
 
 if TYPE_CHECKING:
+    from fitwire.journal.courier import Delivered
     from fitwire.watch.keeper import Kept
 
 __all__ = ["run"]
@@ -106,34 +107,34 @@ def _conclude(ended: Ended, where: Address | None) -> None:
     while living and time.monotonic() < until:
         time.sleep(0.05)  # other ranks, which end a moment later
         over, living = own_journals(ended)
-    warn = partial(_say, "warning")
-    kept = conclude(ended, over, warn)
-    delivered = deliver_all(kept, where, PATIENCE, warn)
-    for line in _lines(kept, delivered):
+    kept = conclude(ended, over, partial(_say, "warning"))
+    for line in _lines(kept, deliver_all(kept, where, PATIENCE)):
         _say("info", line)
     if living:
         names = ", ".join(sorted({_name(about.hello.get("name")) for _, about in living}))
         _say("warning", f"{names} goes on without the command; the next hub here takes what it leaves")
 
 
-def _lines(kept: Iterable[Kept], delivered: dict[Path, int]) -> Iterable[str]:
+def _lines(kept: Iterable[Kept], delivered: Mapping[Path, Delivered]) -> Iterable[str]:
     """One for each run of which there is something to tell."""
     runs: dict[bytes, list[Kept]] = {}
     for one in kept:
         runs.setdefault(one.about.sender.run, []).append(one)
     for ranks in runs.values():
         added = [one for one in ranks if one.status is not None]
-        there = sum(delivered.get(one.path, 0) for one in ranks)
-        waiting = sum(one.left or 0 for one in ranks if one.path not in delivered)
-        if not added and not there:
+        done = [delivered[one.path] for one in ranks if one.path in delivered]
+        records = sum(one.records for one in done)
+        waiting = sum((delivered[one.path].left if one.path in delivered else one.left) or 0 for one in ranks)
+        if not added and not records:
             continue  # the training itself said it all
         line = f"run {_name(ranks[0].about.hello.get('name'))}"
         if added:
             line += f" {added[-1].status} ({added[-1].reason})"
-        if there:
-            line += f" · {there:,} records delivered"
+        if records:
+            line += f" · {records:,} records delivered"
         if waiting:
-            line += f" · {waiting:,} records wait for the next hub here, or `fitwire sync`"
+            why = next((f" ({display(one.why)})" for one in done if one.why), "")
+            line += f" · {waiting:,} records wait for the next hub here, or `fitwire sync`{why}"
         yield line
 
 

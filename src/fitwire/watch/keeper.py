@@ -18,7 +18,7 @@ from typing import Any
 
 from fitwire.errors import DecodeError, FitwireError, JournalError
 from fitwire.events import Event, Log, RunEnded, Status, decode_events, encode_event
-from fitwire.journal.courier import deliver
+from fitwire.journal.courier import Delivered, deliver
 from fitwire.journal.entries import scan_through
 from fitwire.journal.layout import About, find_journals, life_of, read_about, remove, segments
 from fitwire.journal.reader import Journal
@@ -214,21 +214,18 @@ def _end_in(blob: bytes) -> RunEnded | None:
         return None
 
 
-def deliver_all(
-    kept: Sequence[Kept], address: Address | None, patience: float, warn: Callable[[str], None]
-) -> dict[Path, int]:
+def deliver_all(kept: Sequence[Kept], address: Address | None, patience: float) -> dict[Path, Delivered]:
     """Hand journals to a hub, if one is there; a journal of which a hub has all goes.
 
     Args:
         kept: From :func:`conclude`.
         address: Of the hub; None when it is not known.
         patience: Seconds that all may take.
-        warn: Told of a journal that cannot be delivered although a hub is there, in a sentence.
 
     Returns:
-        How many records each journal had of which nothing is left.
+        What became of each journal in which something was left; those that were not tried are not in it.
     """
-    delivered: dict[Path, int] = {}
+    found: dict[Path, Delivered] = {}
     until = time.monotonic() + patience
     there = address is not None and (address.path is None or is_listened_at(address.path))
     for one in kept:
@@ -238,11 +235,7 @@ def deliver_all(
             try:
                 done = deliver(one.path, address, timeout=ANSWER, stopped=lambda: time.monotonic() > until)
             except FitwireError as error:
-                warn(str(error))
-                continue
-            if done.complete:
-                delivered[one.path] = done.records
-            elif done.why:
-                warn(f"{done.why}; what is left waits for the next hub here")
-                there = False
-    return delivered
+                done = Delivered("", one.about.sender.rank, left=one.left, why=str(error))
+            found[one.path] = done
+            there = done.complete or done.records > 0 or not done.why
+    return found
