@@ -34,8 +34,9 @@ from fitwire.protocol.source import BEAT
 
 __all__ = ["CREDIT_BYTES", "CREDIT_RECORDS", "Sink", "reject"]
 
-CREDIT_BYTES = 4 * 2**20
-"""What one source may have under way: enough for a gigabit's 30 ms, small enough for 256 sources."""
+CREDIT_BYTES = 8 * 2**20
+"""What one source may have under way: eight pieces of a picture, so that neither end waits for the other, and enough
+for a gigabit's 60 ms; small enough for 256 sources."""
 CREDIT_RECORDS = 65_536
 GAP_AGAIN = 0.05
 """Seconds before the same gap is complained of again."""

@@ -22,6 +22,7 @@ from fitwire.errors import AddressInUse, DecodeError, StoreError
 from fitwire.events import Sample, decode_events
 from fitwire.protocol.blocks import (
     BULK,
+    LANES,
     VERSION,
     Block,
     Buffer,
@@ -31,6 +32,7 @@ from fitwire.protocol.blocks import (
     decode_message,
     encode_message,
 )
+from fitwire.protocol.room import Room
 from fitwire.protocol.sink import Sink, reject
 from fitwire.protocol.source import BEAT
 from fitwire.transport.address import Address, data_folder, is_listened_at
@@ -39,7 +41,7 @@ from fitwire.transport.zmq import Router, Sent
 from fitwire.watch.answers import Question, answer, parse_question, refuse
 from fitwire.watch.history import sample_ref
 from fitwire.watch.roster import Roster
-from fitwire.watch.store import SampleRef, Store
+from fitwire.watch.store import End, SampleRef, Store
 
 __all__ = ["Hub", "default_store", "take_address"]
 
@@ -49,7 +51,8 @@ LOOK = 0.020
 """Longest sleep of the thread: a held question is looked at again this often."""
 AT_ONCE = 2000
 """Messages taken in one look, so that acknowledgements go out in between."""
-BYTES_AT_ONCE = 16 * 2**20
+BYTES_AT_ONCE = 3 * 2**20
+"""The same in bytes: less than half of what one source may have under way."""
 ANSWERED_AT_ONCE = 8 * 2**20
 """Bytes of answers in one look: viewers wait for each other, trainers do not wait for viewers."""
 LOOK_AFTER = 1.0
@@ -92,18 +95,27 @@ def take_address(address: Address) -> FileLock | None:
     return lock
 
 
+_Key = tuple[bytes, int, int]
+"""Run and rank; and of a courier the incarnation, else 0: it takes nobody's place."""
+
+
 @dataclass(slots=True)
 class _Link:
-    """One source as the hub sees it."""
+    """One source as the hub sees it: a trainer, or a courier that delivers what a dead one left."""
 
     sink: Sink
     peer: bytes
+    courier: bool = False
     who: dict[str, Any] = field(default_factory=dict[str, Any])
     up: bool = True
     present: bool = False
     down_since: float = 0.0
     looked: float = 0.0
     bye: bool = False
+
+
+def _who(hello: Message) -> dict[str, Any]:
+    return {word: value[:256] if isinstance(value := hello.body.get(word), str) else value for word in WHO}
 
 
 class Hub:
@@ -132,12 +144,13 @@ class Hub:
             raise AddressInUse(
                 address.text, "a hub is there already; look with `fitwire watch`, or choose another path"
             )
-        self._links: dict[tuple[bytes, int], _Link] = {}
-        self._peers: dict[bytes, tuple[bytes, int]] = {}
+        self._links: dict[_Key, _Link] = {}
+        self._peers: dict[bytes, _Key] = {}
         self._questions: dict[tuple[bytes, int], Question] = {}
         self._asked: Counter[bytes] = Counter()
         self._fresh: list[tuple[Block, Message]] = []  # arrived and not yet stored
         self._portion = AT_ONCE
+        self._room = Room()
         self._store_at = self._saved = -1e9
         self._closing = threading.Event()
         self._opened = threading.Event()
@@ -236,9 +249,10 @@ class Hub:
         self._answer(now)
         if now - self._saved >= SAVE_EVERY:
             self._saved = now
+            self._room.settle()
             self._save_summaries()
 
-    def _receive(self, peer: bytes, frames: list[bytes], now: float) -> None:
+    def _receive(self, peer: bytes, frames: list[Buffer], now: float) -> None:
         self.counts["messages"] += 1
         message = decode_message(frames)
         if message.kind == Kind.HELLO:
@@ -274,7 +288,7 @@ class Hub:
         body = {"nonce": message.body.get("nonce"), "beat": BEAT, "role": "hub"}
         self._send(peer, encode_message(Message(Kind.WELCOME, body=body)))
 
-    def _greet_source(self, peer: bytes, message: Message, frames: list[bytes], now: float) -> None:
+    def _greet_source(self, peer: bytes, message: Message, frames: list[Buffer], now: float) -> None:
         sender, hello = message.sender, message.body
         versions = hello.get("versions")
         if not isinstance(versions, list) or VERSION not in versions:
@@ -282,10 +296,13 @@ class Hub:
             return
         if sender.run == bytes(16):
             raise DecodeError("hello", "a source without a run")
-        key = (sender.run, sender.rank)
+        if hello.get("role") == "courier":
+            self._greet_courier(peer, message, frames, now)
+            return
+        key = (sender.run, sender.rank, 0)
         link = self._links.get(key)
-        who = {word: value[:256] if isinstance(value := hello.get(word), str) else value for word in WHO}
-        newest = link.sink.sender.incarnation if link else self._store.newest_incarnation(*key)
+        who = _who(message)
+        newest = link.sink.sender.incarnation if link else self._store.newest_incarnation(sender.run, sender.rank)
         if sender.incarnation < newest or (link and self._is_another(link, sender, who)):
             self._send(peer, reject(sender, "superseded", newer=newest))
             return
@@ -296,14 +313,50 @@ class Hub:
             elif len(self._links) >= MAX_SOURCES:
                 self._send(peer, reject(sender, "busy"))
                 return
-            have = [self._store.have(sender, lane) for lane in (0, BULK)]
-            link = self._links[key] = _Link(Sink(sender, have), peer)
+            courier = self._links.get((sender.run, sender.rank, sender.incarnation))
+            if courier is not None:  # its trainer lives after all
+                self._send(courier.peer, reject(sender, "superseded", newer=sender.incarnation))
+                self._forget(courier)
+            link = self._links[key] = _Link(self._new_sink(sender), peer)
         if self._peers.get(link.peer) == key:
             del self._peers[link.peer]
         self._peers[peer] = key
         link.peer, link.who, link.up, link.bye = peer, who, True, False
         self.roster.joined(self._store, sender, hello, now)
         link.sink.receive(message, frames, now)
+
+    def _greet_courier(self, peer: bytes, message: Message, frames: list[Buffer], now: float) -> None:
+        """One that delivers what a dead trainer left: it supersedes nobody, and nobody it, but its own trainer."""
+        sender = message.sender
+        source = self._links.get((sender.run, sender.rank, 0))
+        if source is not None and source.sink.sender == sender:
+            self._ask_after(source, now)
+            if source.up or source.present:
+                self._send(peer, reject(sender, "superseded", newer=sender.incarnation))
+                return
+            self._forget(source)
+        key = (sender.run, sender.rank, sender.incarnation)
+        link = self._links.get(key)
+        who = _who(message)
+        if link is not None and who != link.who:
+            self._ask_after(link, now)
+            if link.up:  # another courier is at it
+                self._send(peer, reject(sender, "superseded", newer=sender.incarnation))
+                return
+        if link is None and len(self._links) >= MAX_SOURCES:
+            self._send(peer, reject(sender, "busy"))
+            return
+        if link is None:
+            link = self._links[key] = _Link(self._new_sink(sender), peer, courier=True)
+        if self._peers.get(link.peer) == key:
+            del self._peers[link.peer]
+        self._peers[peer] = key
+        link.peer, link.who, link.up, link.bye = peer, who, True, False
+        self.roster.couriered(self._store, sender, message.body, now)
+        link.sink.receive(message, frames, now)
+
+    def _new_sink(self, sender: Identity) -> Sink:
+        return Sink(sender, [self._store.have(sender, lane) for lane in LANES], room=self._room)
 
     def _is_another(self, link: _Link, sender: Identity, who: dict[str, Any]) -> bool:
         """Whether a second process claims to be the same incarnation: its numbers would collide with the first's."""
@@ -324,17 +377,18 @@ class Hub:
         self._portion_out(len(fresh), time.monotonic() - began)
         del self._fresh[: len(fresh)]
         self.counts["blocks"] += len(fresh)
-        done: dict[tuple[bytes, int], list[Block]] = {}
+        done: dict[Identity, list[Block]] = {}
         with self.roster.changed:
             for block, message in fresh:
                 with self._surviving("history"):
                     self._tell(block, message, now)
-                done.setdefault((block.sender.run, block.sender.rank), []).append(block)
+                done.setdefault(block.sender, []).append(block)
             self.roster.bump()
-        for key, blocks in done.items():
-            link = self._links.get(key)
-            if link is not None:
-                link.sink.committed([b for b in blocks if b.sender == link.sink.sender], now)
+        for sender, blocks in done.items():
+            for life in (0, sender.incarnation):
+                link = self._links.get((sender.run, sender.rank, life))
+                if link is not None and link.sink.sender == sender:
+                    link.sink.committed(blocks, now)
 
     def _portion_out(self, blocks: int, took: float) -> None:
         """Adapt how much is stored in one go to how long the store took for so many."""
@@ -392,18 +446,21 @@ class Hub:
                 self._set_up(link, False, now)
         if sink.complete and not link.bye:
             link.bye = True
+            self._keep_end(sink)
             self.roster.completed(sink.sender, sink.status)
             self._saved = -1e9  # what is complete is to be so for the next hub too
         if now - link.looked >= LOOK_AFTER and now - sink.heard >= LOOK_AFTER and not link.bye:
             link.looked = now
             self._ask_after(link, now)
-        if not link.up and (link.bye or (not link.present and now - link.down_since >= FORGET_AFTER)):
+        if not link.up and (link.bye or link.courier or (not link.present and now - link.down_since >= FORGET_AFTER)):
             self._forget(link)
 
     def _set_up(self, link: _Link, up: bool, now: float) -> None:
         """The transport of a source went up or down, if that is news."""
         if up != link.up:
             link.up, link.present, link.down_since = up, False, now
+            if link.courier:  # it is not the trainer whose life is shown
+                return
             self.roster.link(link.sink.sender, now, connected=up)
 
     def _ask_after(self, link: _Link, now: float) -> None:
@@ -412,13 +469,30 @@ class Hub:
         if link.up and self._send(link.peer, encode_message(Message(Kind.PING, sender, body={"id": 0}))) is Sent.GONE:
             self._set_up(link, False, now)
         pid, born = link.who.get("pid"), link.who.get("pid_started")
-        if not link.up and link.who.get("host_key") == self._host and type(pid) is int and 0 < pid < 2**31:
+        if (
+            not link.up
+            and not link.courier
+            and link.who.get("host_key") == self._host
+            and type(pid) is int
+            and 0 < pid < 2**31
+        ):
             link.present = alive(pid, float(born) if isinstance(born, (int, float)) else None)
             self.roster.link(sender, now, connected=False, gone=not link.present, present=link.present)
 
+    def _keep_end(self, sink: Sink) -> None:
+        """What the goodbye said, for ``fitwire verify``."""
+        if sink.final is None or sink.digest is None:
+            return
+        lanes = zip(sink.final, sink.since, sink.digest, strict=True)
+        try:
+            self._store.end(sink.sender, [End(*numbers, str(sink.status)) for numbers in lanes])
+        except StoreError:
+            self.counts["ends refused"] += 1
+
     def _forget(self, link: _Link) -> None:
         self._fresh.extend(link.sink.take())
-        key = (link.sink.sender.run, link.sink.sender.rank)
+        sender = link.sink.sender
+        key = (sender.run, sender.rank, sender.incarnation if link.courier else 0)
         self._links.pop(key, None)
         if self._peers.get(link.peer) == key:
             del self._peers[link.peer]

@@ -19,7 +19,7 @@ from typing import Any, cast
 from fitwire.errors import StoreError
 from fitwire.protocol.blocks import BULK, RECORDS, Block, Identity, pack_frames
 
-__all__ = ["SampleRef", "Store", "StoredBlock"]
+__all__ = ["End", "SampleRef", "Store", "StoredBlock"]
 
 VERSION = 1
 """Of the tables, kept in ``user_version``."""
@@ -46,6 +46,11 @@ CREATE TABLE IF NOT EXISTS samples (
     run BLOB NOT NULL, incarnation INTEGER NOT NULL, rank INTEGER NOT NULL, seq INTEGER NOT NULL,
     name TEXT NOT NULL, step INTEGER, epoch INTEGER, time REAL NOT NULL, arrays TEXT NOT NULL,
     PRIMARY KEY (run, incarnation, rank, seq)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ends (
+    run BLOB NOT NULL, incarnation INTEGER NOT NULL, rank INTEGER NOT NULL, lane INTEGER NOT NULL,
+    final INTEGER NOT NULL, since INTEGER NOT NULL, digest INTEGER NOT NULL, status TEXT NOT NULL,
+    PRIMARY KEY (run, incarnation, rank, lane)
 ) WITHOUT ROWID;
 """
 _OF = "run=? AND incarnation=? AND rank=? AND lane=?"
@@ -93,6 +98,23 @@ class StoredBlock:
     first: int
     last: int
     blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What the goodbye of a source said of one lane.
+
+    Attributes:
+        final: Its last sequence number.
+        since: Sequence number after which the checksum begins: 0, unless what was before went to another store.
+        digest: Rolling checksum of its blocks; see ``protocol.digest``.
+        status: How it ended; ``"lost"`` from a courier whose trainer said nothing.
+    """
+
+    final: int
+    since: int
+    digest: int
+    status: str
 
 
 class Store:
@@ -197,6 +219,21 @@ class Store:
                     db.execute("ROLLBACK")
                 raise
 
+    def end(self, sender: Identity, ends: Sequence[End]) -> None:
+        """Keep what the goodbye of a source said, a lane each; one that tells less than an earlier one is not kept.
+
+        Raises:
+            StoreError: The database refuses.
+        """
+        with self._open("write to") as db:
+            rows = [(*_key(sender, lane), e.final, e.since, e.digest, e.status) for lane, e in enumerate(ends)]
+            db.executemany(
+                "INSERT INTO ends VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET final=excluded.final,"
+                " since=excluded.since, digest=excluded.digest, status=excluded.status"
+                " WHERE excluded.since<=since OR excluded.final>final",
+                rows,
+            )
+
     # -- reading
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -223,6 +260,15 @@ class Store:
             if self._first(found, (run, number, rank)):
                 break
         return number
+
+    def ends(self, sender: Identity) -> dict[int, End]:
+        """What the goodbye of a source said, by lane; empty when it has said none, or to an earlier version."""
+        # A store of an earlier version, opened to be read, lacks the table.
+        if self._first("SELECT 1 FROM sqlite_schema WHERE name='ends'", ()) is None:
+            return {}
+        sql = "SELECT lane, final, since, digest, status FROM ends WHERE run=? AND incarnation=? AND rank=?"
+        rows = self._read(sql, (sender.run, sender.incarnation, sender.rank))
+        return {lane: End(final, since, digest, status) for lane, final, since, digest, status in rows}
 
     def sources(self, run: bytes) -> list[tuple[int, int]]:
         """(incarnation, rank) of every source of a run, oldest first."""
