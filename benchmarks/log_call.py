@@ -7,7 +7,8 @@ Times in µs, medians of the rounds, ``worst`` of all rounds; ``of_the_seed`` is
 clock's own cost, which is what the empty function shows, is included everywhere.
 
 fitwire is measured with nobody there, with a hub, a frozen one (SIGSTOP), a slow one (50 ms a commit) and one that is
-killed (SIGKILL) a third of the way, each in both kinds of ``durability``. A contender that cannot be imported is named
+killed (SIGKILL) a third of the way, each in both kinds of ``durability``; ``flag`` reads ``run.stop_requested``, with
+nobody there. A contender that cannot be imported is named
 as ``unavailable``. Prints one JSON line.
 
     python benchmarks/log_call.py [--rounds N] [--seconds S] [--calls N] [--only NAME ...]
@@ -49,6 +50,15 @@ def fitwire_run(where: str, durability: str) -> Generator[Call]:
     with fitwire.init(where or None, name="benchmark", durability=durability, wait=20.0 if where else 0.0) as run:
         assert not where or run.flush(20.0)
         yield lambda step: run.log(VALUES, step=step)
+
+
+@contextmanager
+def flag_of_a_run(where: str, durability: str) -> Generator[Call]:
+    """Whether to stop, which a loop reads at each step."""
+    import fitwire
+
+    with fitwire.init(where or None, name="benchmark", durability=durability) as run:
+        yield lambda step: run.stop_requested
 
 
 @contextmanager
@@ -144,7 +154,7 @@ PEERS: dict[str, Callable[[str], Any]] = {
     "csv": csv_flush, "tensorboard": tensorboard, "trackio": trackio, "wandb_offline": wandb,
     "remote_monitor": remote_monitor,
 }  # fmt: skip
-FITWIRE = ("no hub", "hub", "frozen hub", "slow hub", "killed hub")
+FITWIRE = ("flag", "no hub", "hub", "frozen hub", "slow hub", "killed hub")
 DURABILITIES = ("memory", "process")
 
 
@@ -188,8 +198,8 @@ def contend(name: str, place: str, seconds: str, count: str, seed_port: str) -> 
     with ExitStack() as stack:
         kind, _, durability = name.partition("/")
         try:
-            maker = PEERS[kind](place) if kind in PEERS else fitwire_run(place, durability)
-            call = stack.enter_context(maker)
+            make = flag_of_a_run if kind == "flag" else fitwire_run
+            call = stack.enter_context(PEERS[kind](place) if kind in PEERS else make(place, durability))
         except Exception as error:  # named in the result, whatever it is
             print("ready", flush=True)
             print(json.dumps({"unavailable": f"{type(error).__name__}: {str(error)[:160]}"}), flush=True)
@@ -251,7 +261,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace, ports: dict[st
         place = f"http://127.0.0.1:{ports['posts']}" if kind == "remote_monitor" else str(home)
         if kind in FITWIRE:
             place = ""
-            if kind != "no hub":
+            if kind not in ("flag", "no hub"):
                 place, hub = stack.enter_context(hub_at(home, "hub", *([SLOW_COMMIT] if kind == "slow hub" else [])))
         env = {"FITWIRE_DIR": str(home)}
         child = Child("log_call.py", "contend", name, place, options.seconds, options.calls, ports["seed"], env=env)
@@ -293,6 +303,7 @@ def summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def names(only: list[str] | None) -> Iterator[str]:
     """Contenders asked for."""
     every = [f"{kind}/{durability}" for durability in DURABILITIES for kind in FITWIRE]
+    every.remove("flag/process")  # the same flag
     for name in [*every, *PEERS]:
         if only is None or name in only or name.partition("/")[0] in only:
             yield name

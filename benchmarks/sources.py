@@ -33,6 +33,9 @@ from fitwire.train.packer import Packer, Row
 SIMULATORS = 2
 """Processes that the sources are spread over: one cannot turn 256 of them fast enough while the hub has a core."""
 
+GUARD = 20.0
+"""Seconds after which a simulator gives up on a hub that does not answer."""
+
 
 class Training:
     """One simulated training: its machine, its socket, and what it says."""
@@ -80,8 +83,11 @@ def simulate(address: str, count: str, rate: str, rows: str, width: str) -> None
     for socket in by_socket:
         poller.register(socket, zmq.POLLIN)
     poller.register(sys.stdin.fileno(), zmq.POLLIN)
+    until = time.monotonic() + GUARD
     while not all(t.source.state is State.STREAMING for t in trainings):
         now = time.monotonic()
+        if now > until:
+            raise SystemExit("the hub does not welcome everybody")
         for training in trainings:
             training.serve(now)
         time.sleep(0.01)
@@ -90,7 +96,7 @@ def simulate(address: str, count: str, rate: str, rows: str, width: str) -> None
     for training in trainings:
         training.packer.add([RunEnded(time=time.time(), status="finished")])
         training.source.goodbye("finished")
-    until = time.monotonic() + 20.0
+    until = time.monotonic() + GUARD
     while not all(t.source.state is State.ENDED for t in trainings) and time.monotonic() < until:
         for training in trainings:
             training.serve(time.monotonic())
