@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from fitwire.errors import UnknownRun
-from fitwire.views.panels import Pair, best_of, chart, epoch_values, higher_is_better, pair_metrics, rows, ticks
+from fitwire.views.panels import (
+    Pair,
+    best_of,
+    chart,
+    epoch_values,
+    higher_is_better,
+    pair_metrics,
+    resumed_lines,
+    rows,
+    ticks,
+)
+from fitwire.watch.branches import Branch
 from fitwire.watch.series import Curve
 
 
@@ -25,6 +36,7 @@ class FakeRun:
 
     def __init__(self, *curves: Curve) -> None:
         self.curves: Mapping[tuple[str, str], Curve] = {(one.name, one.per): one for one in curves}
+        self.branches: list[Branch] = []
 
     @property
     def metrics(self) -> list[str]:
@@ -197,6 +209,20 @@ def test_there_is_no_chart_of_what_is_not_there() -> None:
 def test_ticks_are_few_and_round(low: float, high: float, most: int, found: tuple[float, ...]) -> None:
     """1, 2 or 5 times a power of ten apart, never more than asked."""
     assert ticks(low, high, most) == pytest.approx(found)
+
+
+def test_where_a_run_resumed_is_marked_and_said() -> None:
+    """One that only went on, one that went back, one that has not told of a step."""
+    run = FakeRun(curve("loss", range(20)))
+    run.branches = [
+        Branch(1, 0, 9, 0.0, None), Branch(2, 10, 19, 0.0, None), Branch(3, 15, 17, 0.0, 15),
+        Branch(4, None, None, 0.0, None),
+    ]  # fmt: skip
+    drawn = chart(run, 10)
+
+    assert drawn is not None and drawn.resumed == (10, 15)
+    assert resumed_lines(run) == ["resumed at step 11", "resumed at step 16, in place of what was told up to step 20"]
+    assert resumed_lines(FakeRun(curve("loss", [1.0]))) == []
 
 
 def test_epochs_are_gathered_over_all_metrics() -> None:

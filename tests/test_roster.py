@@ -169,7 +169,7 @@ def test_a_courier_completes_a_killed_run_and_brings_nothing_to_life(room: Room)
         room.roster.completed(teller.sender, "lost")
         found.append((room.state(teller.sender.run, after=0.2), badge_of(room.roster.summary(teller.sender.run))))
 
-        assert before == ("lost", "cut off after step 0")
+        assert before == ("lost", "cut off after step 1")
 
     twenty = ("lost", "complete to its last 20 ms")
     assert found == [twenty, ("lost", "complete"), twenty]

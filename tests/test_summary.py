@@ -137,7 +137,7 @@ def test_a_line_from_elsewhere_is_checked_field_by_field(spoilt: dict[str, Any])
         ({"state": "running"}, "live"),
         ({"state": "stalled"}, "live"),
         ({"state": "lost"}, "cut off"),
-        ({"state": "lost", "progress": {"step": 1234}}, "cut off after step 1,234"),
+        ({"state": "lost", "progress": {"step": 1234}}, "cut off after step 1,235"),
         ({"state": "lost", "complete": True, "cut": True}, "complete to its last 20 ms"),
         ({"state": "lost", "complete": True, "cut": True, "durability": "memory"}, "complete to its last 20 ms"),
         ({"state": "lost", "complete": True, "cut": True, "durability": "process"}, "complete"),

@@ -178,7 +178,9 @@ def test_a_pipe_gets_a_line_for_each_epoch_and_none_twice(monitor: Monitor) -> N
     run = train(monitor)
     watched = monitor.run("digits")
     lines: list[str] = []
-    view = threading.Thread(target=watch_plain, args=(monitor, lambda: [watched], lines.append, lambda: watched.ended))
+    view = threading.Thread(
+        target=watch_plain, args=(monitor, lambda: [watched], lines.append, lambda: watched.settled)
+    )
     view.start()
     until(lambda: len(lines) >= 4)
     run.end_epoch({"loss": 0.125, "val_loss": float("nan")}, epoch=3)
@@ -192,7 +194,8 @@ def test_a_pipe_gets_a_line_for_each_epoch_and_none_twice(monitor: Monitor) -> N
         "digits  epoch 3/10  loss 0.1667  val_loss 0.2",
         "digits  epoch 4/10  loss 0.125  val_loss nan",
     ]
-    assert lines[0].split() == ["digits", "running"] and lines[-1].split() == ["digits", "finished"]
+    assert lines[0].split() == ["digits", "running"] and lines[-2].split() == ["digits", "finished"]
+    assert lines[-1] == f"digits  complete  {watched.meter}" and "µs/call" in lines[-1]
 
 
 @pytest.mark.parametrize(

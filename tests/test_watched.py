@@ -105,7 +105,7 @@ def test_a_run_says_what_it_is(shelf: Shelf) -> None:
     [
         ([ended("failed", reason="no", traceback="Traceback …")], "failed", "failed: no", "complete"),
         ([ended("interrupted", reason="Ctrl-C")], "interrupted", "interrupted: Ctrl-C", "complete"),
-        ([], "lost", "its process is gone (killed or crashed; `fitwire run` would tell)", "cut off after step 0"),
+        ([], "lost", "its process is gone (killed or crashed; `fitwire run` would tell)", "cut off after step 1"),
         ([Dropped(count=3, what="sample", reason="memory"), ended()], "finished", "finished", "3 samples dropped"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 import click
 from rich.table import Table
@@ -17,15 +18,18 @@ from fitwire.cli.shared import (
     event_json,
     event_line,
     json_option,
+    meter_json,
     run_json,
     short_ids,
     store_option,
     when,
 )
-from fitwire.events import Event
+from fitwire.events import Event, RunStarted
+from fitwire.meter import PREFIX
 from fitwire.views import panels
 from fitwire.views.display import NAME, display, display_lines, display_value, number
 from fitwire.views.text import how_far, state_text
+from fitwire.watch.branches import Gap
 from fitwire.watch.monitor import Monitor, WatchedRun
 from fitwire.watch.states import State
 
@@ -73,8 +77,9 @@ def ls(
         for run in found:
             share = run.progress.fraction
             table.add_row(
-                ids[run.id], Text(display(run.name, NAME)), Text(display(run.project, 20)), state_text(run.state),
-                "" if share is None else f"{share:.0%}", when(run.started), Text(display(run.badge, 40)),
+                ids[run.id], Text(display(run.name, NAME)), Text(display(run.project, 20)),
+                state_text(run.state, run.since), "" if share is None else f"{share:.0%}", when(run.started),
+                Text(display(run.badge, 40)),
             )  # fmt: skip
         console().print(table)
 
@@ -105,8 +110,9 @@ def _all_of(run: WatchedRun) -> dict[str, object]:
     samples = {name: len(run.samples(name)) for name in run.sample_names}
     latest = {name: run.latest(name) for name in run.metrics + run.gauges}
     return run_json(run) | {
-        "status_text": run.status_text, "traceback": run.traceback, "config": run.config, "summary": run.summary,
-        "info": run.info, "metrics": run.metrics, "gauges": run.gauges, "latest": latest, "samples": samples,
+        "traceback": run.traceback, "config": run.config, "summary": run.summary, "info": run.info,
+        "metrics": run.metrics, "gauges": run.gauges, "latest": latest, "samples": samples, "meter": meter_json(run),
+        "branches": [asdict(branch) for branch in run.branches], "gaps": [asdict(gap) for gap in run.gaps],
     }  # fmt: skip
 
 
@@ -119,14 +125,20 @@ def _print_run(run: WatchedRun) -> None:
     def line(label: str, value: object) -> None:
         grid.add_row(Text(label), value if isinstance(value, Text) else Text(display(value, 2000)))
 
-    title = state_text(run.state)
+    title, sentence = state_text(run.state), run.status_text.removeprefix(str(run.state)).removeprefix(": ").strip()
     line("run", Text(f"{display(run.name, NAME)}  {run.id}"))
-    line("state", title.append(f"  {display(run.status_text)}" if run.reason else "").append(f"  ({run.badge})"))
+    line("state", title.append(f"  {display(sentence)}" if sentence else "").append(f"  ({display(run.badge)})"))
     line("project", f"{run.project}" + (f", group {run.group}" if run.group else ""))
     if run.tags:
         line("tags", ", ".join(run.tags))
     line("started", f"{when(run.started)} on {run.host}, {len(run.ranks)} rank{'s' if len(run.ranks) != 1 else ''}")
     line("progress", how_far(run.progress, run.ended) or "no batch yet")
+    for resumed in panels.resumed_lines(run):
+        line("", resumed)
+    for gap in run.gaps:
+        line("gap", _gap(gap))
+    if run.meter is not None:
+        line("fitwire", run.meter)
     for label, values in (("config", run.config), ("summary", run.summary), ("info", run.info)):
         _print_mapping(grid, label, values)
     for row in panels.rows(run):
@@ -134,8 +146,9 @@ def _print_run(run: WatchedRun) -> None:
         told += [] if row.val is None else [f"val {number(row.val)}"]
         told += [] if row.best is None else [f"best {number(row.best.value)} at {row.best.where}"]
         grid.add_row(Text(display(row.label, NAME)), Text(", ".join(told)))
-    if run.gauges:
-        line("machine", ", ".join(f"{display(name, NAME)} {number(run.latest(name))}" for name in run.gauges))
+    gauges = [name for name in run.gauges if not name.startswith(PREFIX)]
+    if gauges:
+        line("machine", ", ".join(f"{display(name, NAME)} {number(run.latest(name))}" for name in gauges))
     for name in run.sample_names:
         samples = run.samples(name)
         arrays = ", ".join(f"{key} {list(shape)}" for key, (_, shape) in samples[-1].shapes.items())
@@ -143,6 +156,13 @@ def _print_run(run: WatchedRun) -> None:
     out.print(grid)
     for text in display_lines(run.traceback):
         out.print(Text(text, style="red"))
+
+
+def _gap(gap: Gap) -> str:
+    what = "samples" if gap.lane else "records"
+    where = "" if gap.after is None else f", after step {gap.after + 1:,}"
+    whose = f" of rank {gap.rank}" if gap.rank else ""
+    return f"{what} {gap.first:,} to {gap.last:,}{whose} are missing{where}"
 
 
 def _print_mapping(grid: Table, label: str, values: Mapping[str, object]) -> None:
@@ -175,11 +195,24 @@ def tail(run: str, count: int, follow: bool, address: str | None, store: str | N
         # A hub sends rows and samples by separate roads: by their times they are in order again.
         newest = heapq.nlargest(count, known, key=lambda item: item[:2]) if count else _drained(known)
         for _, _, event in reversed(newest):
-            click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
+            click.echo(as_json(event_json(event)) if as_json_ else _told(found, event))
         if not follow:
             return
         for event in itertools.islice(found.events(), next(counted), None):
-            click.echo(as_json(event_json(event)) if as_json_ else event_line(event))
+            click.echo(as_json(event_json(event)) if as_json_ else _told(found, event))
+
+
+def _told(run: WatchedRun, event: Event) -> str:
+    """An event in a line; of a run that began again, where it went on."""
+    line = event_line(event)
+    if not isinstance(event, RunStarted):
+        return line
+    again = next((branch for branch in run.branches[1:] if branch.started == event.time), None)
+    if again is None:
+        return line
+    where = "" if again.first_step is None else f" at step {again.first_step + 1:,}"
+    instead = "" if again.replaced_from is None else ", in place of what was told from there"
+    return f"{line} · resumed{where}{instead}"
 
 
 def _drained(events: Iterable[object]) -> list[tuple[float, int, Event]]:
@@ -194,6 +227,8 @@ def _drained(events: Iterable[object]) -> list[tuple[float, int, Event]]:
 @click.option("--per", type=click.Choice(["auto", "batch", "epoch", "time"]), default="auto", show_default=True,
               help="What a point stands for; auto: a batch if it was told per batch.")  # fmt: skip
 @click.option("--rank", type=click.IntRange(0), help="Process of a distributed run. Default: the lowest that has it.")
+@click.option("--branch", type=click.IntRange(0), metavar="INCARNATION",
+              help="The curve as it was at the end of that process life. Default: the newest.")  # fmt: skip
 @click.option("-n", "--count", type=click.IntRange(1), help="Last points only.")
 @address_option
 @store_option
@@ -203,6 +238,7 @@ def get(
     metric: str,
     per: str,
     rank: int | None,
+    branch: int | None,
     count: int | None,
     address: str | None,
     store: str | None,
@@ -218,13 +254,14 @@ def get(
       fitwire get last val_loss --per epoch
     """
     with Monitor(address, store=store, serve=False) as monitor:
-        curve = monitor.run(run).curve(metric, per=per, rank=rank)
+        found = monitor.run(run)
+        curve = found.curve(metric, per=per, rank=rank, branch=branch)
         keep = slice(None if count is None else -count, None)
         columns = [one[keep].tolist() for one in (curve.steps, curve.epochs, curve.times, curve.values)]
         epochs = [None if epoch != epoch else int(epoch) for epoch in columns[1]]
         if as_json_:
             told = {"steps": columns[0], "epochs": epochs, "times": columns[2], "values": columns[3]}
-            click.echo(as_json({"name": curve.name, "per": curve.per} | told))
+            click.echo(as_json({"name": curve.name, "per": curve.per, "badge": found.badge} | told))
             return
         click.echo("step\tepoch\ttime\tvalue")
         for step, epoch, at, value in zip(columns[0], epochs, columns[2], columns[3], strict=True):

@@ -27,6 +27,7 @@ __all__ = [
     "event_json",
     "event_line",
     "json_option",
+    "meter_json",
     "run_json",
     "short_ids",
     "store_option",
@@ -88,9 +89,16 @@ def run_json(run: WatchedRun) -> dict[str, object]:
     """What ``ls --json`` says of a run; ``show --json`` adds to it."""
     return {
         "id": run.id, "name": run.name, "project": run.project, "group": run.group, "tags": run.tags,
-        "host": run.host, "state": str(run.state), "reason": run.reason, "badge": run.badge, "started": run.started,
-        "ranks": run.ranks, "progress": asdict(run.progress),
+        "host": run.host, "state": str(run.state), "status_text": run.status_text, "reason": run.reason,
+        "since": run.since, "badge": run.badge, "started": run.started, "ranks": run.ranks,
+        "progress": asdict(run.progress),
     }  # fmt: skip
+
+
+def meter_json(run: WatchedRun) -> dict[str, object] | None:
+    """What being watched costs it; None while it has not said."""
+    meter = run.meter
+    return None if meter is None else asdict(meter)
 
 
 def short_ids(runs: Iterable[WatchedRun], least: int = 8) -> dict[str, str]:

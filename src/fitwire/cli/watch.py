@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from fitwire.cli.shared import as_json, console, json_option, run_json, store_option
+from fitwire.cli.shared import as_json, console, json_option, meter_json, run_json, store_option
 from fitwire.errors import UnknownRun
 from fitwire.views.text import watch_live, watch_plain
 from fitwire.watch.monitor import Monitor, WatchedRun
@@ -54,14 +54,14 @@ class _Chooser:
         """Whether what was watched has ended."""
         shown = self.runs()
         if self._ref is not None:
-            return bool(shown) and shown[0].ended
+            return bool(shown) and shown[0].settled
         return self._was_live and not any(_goes_on(run) for run in shown)
 
 
 def _goes_on(run: WatchedRun) -> bool:
     if run.state is State.LOST:
         return time.time() - run.started - run.progress.elapsed < LOST_FOR
-    return not run.ended
+    return not run.settled
 
 
 @click.command()
@@ -106,7 +106,7 @@ def _watch_json(monitor: Monitor, chooser: _Chooser, until_end: bool) -> None:
         over = until_end and chooser.over()
         for run in chooser.runs():
             latest = {name: run.latest(name) for name in run.metrics}
-            line = as_json(run_json(run) | {"latest": latest})
+            line = as_json(run_json(run) | {"latest": latest, "meter": meter_json(run)})
             if told.get(run.id) != line:
                 told[run.id] = line
                 click.echo(line)

@@ -93,6 +93,10 @@ def plot(chart: Chart, width: int, height: int, colour: bool = True) -> list[Tex
         broken = line.points.x[line.points.broken]
         left, right = chart.x
         marks[np.clip(((broken - left) / (right - left) * inner).astype(int), 0, inner - 1)] = True
+    begins = np.zeros(inner, bool)
+    for step in chart.resumed:
+        left, right = chart.x
+        begins[min(inner - 1, int((step - left) / (right - left) * inner))] = True
     low, high = chart.y
     at = {round((tall - 1) * (1 - (value - low) / (high - low))): label
           for value, label in zip(chart.y_ticks, labels, strict=True)}  # fmt: skip
@@ -103,7 +107,7 @@ def plot(chart: Chart, width: int, height: int, colour: bool = True) -> list[Tex
             if row == tall - 1 and marks[column]:
                 text.append("×", style=COLOURS["bad"])
             elif owner[row, column] < 0:
-                text.append(" ")
+                text.append("┊" if begins[column] else " ", style=COLOURS["label"])
             else:
                 text.append(chr(grid[row, column]), style=COLOURS[chart.lines[int(owner[row, column])].role])
         lines.append(text)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fitwire.errors import UnknownRun
 from fitwire.protocol.arrays import Array
+from fitwire.watch.branches import Branch
 from fitwire.watch.series import Curve, Decimated, decimate
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "epoch_values",
     "higher_is_better",
     "pair_metrics",
+    "resumed_lines",
+    "resumptions",
     "rows",
     "ticks",
 ]
@@ -67,6 +70,9 @@ class HasCurves(Protocol):
 
     @property
     def metrics(self) -> Sequence[str]: ...
+
+    @property
+    def branches(self) -> Sequence[Branch]: ...
 
     def curve(self, name: str, per: str = "auto", rank: int | None = None) -> Curve: ...
 
@@ -154,6 +160,7 @@ class Chart:
         x_ticks: Steps worth a label.
         y_ticks: Values worth a label.
         columns: Columns the lines were reduced to.
+        resumed: Steps within it at which the run went on in another process.
     """
 
     title: str
@@ -163,6 +170,7 @@ class Chart:
     x_ticks: tuple[float, ...]
     y_ticks: tuple[float, ...]
     columns: int
+    resumed: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -285,7 +293,29 @@ def chart(run: HasCurves, columns: int, label: str | None = None, y_ticks: int =
         for role, curve in curves
     )
     y = _range_of([curve for _, curve in curves], left, right)
-    return Chart(pair.label, lines, (left, right), y, ticks(left, right, x_ticks), ticks(*y, y_ticks), columns)
+    resumed = tuple(step for step, _ in resumptions(run) if left < step <= right)
+    return Chart(pair.label, lines, (left, right), y, ticks(left, right, x_ticks), ticks(*y, y_ticks), columns, resumed)
+
+
+def resumptions(run: HasCurves) -> list[tuple[int, int | None]]:
+    """Where a run went on in another process: the step, and up to which it had been before, if it went back."""
+    found: list[tuple[int, int | None]] = []
+    furthest: int | None = None
+    for index, branch in enumerate(run.branches):
+        if index and branch.first_step is not None:
+            found.append((branch.first_step, furthest if branch.replaced_from is not None else None))
+        if branch.last_step is not None:
+            furthest = branch.last_step if furthest is None else max(furthest, branch.last_step)
+    return found
+
+
+def resumed_lines(run: HasCurves) -> list[str]:
+    """The same in words, for people, who count from 1."""
+    lines: list[str] = []
+    for step, upto in resumptions(run):
+        instead = "" if upto is None else f", in place of what was told up to step {upto + 1:,}"
+        lines.append(f"resumed at step {step + 1:,}{instead}")
+    return lines
 
 
 def _range_of(curves: Sequence[Curve], left: float, right: float) -> tuple[float, float]:

@@ -31,6 +31,8 @@ SHARE = 4.0
 """A frame that took so long is followed by that many times as much rest."""
 IDLE = 1.0
 """Seconds after which it is looked at whether the terminal has another size."""
+RECENT = 10.0
+"""Seconds for which a run that has fallen silent is drawn anew each second; later this often."""
 MOST_RUNS = 10
 MOST_BODY = 14
 
@@ -49,10 +51,11 @@ _LEVELS = {"debug": "bright_black", "info": "", "warning": "yellow", "error": "r
 _DIM = "bright_black"
 
 
-def state_text(state: State) -> Text:
-    """A state with its symbol, in its colour."""
+def state_text(state: State, since: float | None = None) -> Text:
+    """A state with its symbol, in its colour; with ``since`` (Unix seconds) for how long it has been so."""
     symbol, colour = _LOOKS[state]
-    return Text(f"{symbol} {state}", style=colour)
+    so_long = "" if since is None else f" {duration(time.time() - since)}"
+    return Text(f"{symbol} {state}{so_long}", style=colour)
 
 
 # -- one run
@@ -154,9 +157,12 @@ def _charted(labels: Sequence[str]) -> list[str]:
 
 
 def _ending(run: WatchedRun, height: int) -> list[Text]:
-    """Why it ended, and the last lines of the traceback."""
-    if run.state not in (State.FAILED, State.INTERRUPTED):
+    """Why it ended, with the last lines of the traceback, or since when it says nothing."""
+    state = run.state
+    if height <= 0 or state not in (State.FAILED, State.INTERRUPTED, State.LOST, State.STALLED):
         return []
+    if not state.ended:
+        return [Text(display(run.status_text), style=_LOOKS[state][1])]
     lines = [Text(display(run.status_text), style="red")] if run.reason else []
     last = display_lines(run.traceback)[-max(0, height - len(lines)) :] if height > len(lines) else []
     return [*lines, *(Text(line, style=_DIM) for line in last)]
@@ -191,6 +197,8 @@ def draw_run(run: WatchedRun, width: int, height: int, colour: bool = True) -> l
     left -= len(ending)
     if left < 4:
         return parts
+    facts = _facts(run, width, 3 if left > 18 else 1 if left > 10 else 0)
+    left -= len(facts)
     notes = _notes(run, 3 if left > 20 else 1 if left > 16 else 0)
     left -= len(notes)
     # Curves and the table take what the pictures leave, and want no more than is useful.
@@ -198,7 +206,17 @@ def draw_run(run: WatchedRun, width: int, height: int, colour: bool = True) -> l
     samples = draw_samples(run, width, left - needed, colour)
     parts.append(_body(run, width, min(MOST_BODY, left - len(samples)), colour))
     parts += samples
-    return [*parts, *notes]
+    return [*parts, *facts, *notes]
+
+
+def _facts(run: WatchedRun, width: int, most: int) -> list[Text]:
+    """What being watched costs it, and where it resumed, the newest last."""
+    meter = run.meter
+    lines = [*panels.resumed_lines(run)[-max(0, most - 1) :], *([] if meter is None else [str(meter)])]
+    found = [Text(line, style=_DIM) for line in lines[-most:]] if most else []
+    for line in found:
+        line.truncate(width, overflow="ellipsis")
+    return found
 
 
 def draw(runs: Sequence[WatchedRun], address: str, width: int, height: int, colour: bool = True) -> RenderableType:
@@ -225,7 +243,7 @@ def draw(runs: Sequence[WatchedRun], address: str, width: int, height: int, colo
 
 
 def _one_line(run: WatchedRun, width: int) -> Text:
-    text = Text.assemble(state_text(run.state))
+    text = Text.assemble(state_text(run.state, run.since))
     text.pad_right(max(0, 13 - text.cell_len))
     progress = run.progress
     share = "    " if progress.fraction is None else f"{progress.fraction:4.0%}"
@@ -234,6 +252,7 @@ def _one_line(run: WatchedRun, width: int) -> Text:
     for row in panels.rows(run)[:2]:
         value = row.train if row.val is None else row.val
         text.append("" if value is None else f"  {display(row.label, 20)} {number(value)}", style=_DIM)
+    text.append(f"  {display(run.badge, 60)}", style=_DIM)
     text.truncate(width, overflow="ellipsis")
     return text
 
@@ -262,9 +281,17 @@ def watch_live(monitor: Monitor, choose: Choice, console: Console, until: Callab
             if over:
                 return
             time.sleep(max(FRAME, SHARE * cost))
+            silent = _silent(choose())
             while monitor.revision == revision and console.size == size and not until():
                 monitor.wait_for_change(revision, IDLE)
+                if silent is not None and time.monotonic() - before >= (IDLE if silent < RECENT else RECENT):
+                    break  # how long it has been is part of the frame
             revision, size = monitor.revision, console.size
+
+
+def _silent(runs: Sequence[WatchedRun]) -> float | None:
+    """How long the last one to fall silent has been lost or stalled; None when all go on."""
+    return min((time.time() - run.since for run in runs if run.since is not None), default=None)
 
 
 def watch_plain(monitor: Monitor, choose: Choice, say: Callable[[str], None], until: Callable[[], bool]) -> None:
@@ -287,6 +314,7 @@ class _Teller:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._states: dict[str, State] = {}
+        self._settled: set[str] = set()
         self._epochs: dict[str, dict[int, set[str]]] = {}
 
     def look(self, run: WatchedRun) -> None:
@@ -303,6 +331,9 @@ class _Teller:
                 self._say(f"{name}  {epoch_line(epoch, run.progress.epochs, fresh)}")
         if state.ended:
             self._tell_state(run.id, name, state, run.status_text)
+            if run.settled and run.id not in self._settled:
+                self._settled.add(run.id)
+                self._say("  ".join((name, display(run.badge, 60), str(run.meter or ""))).rstrip())
 
     def _tell_state(self, run: str, name: str, state: State, sentence: str) -> None:
         if self._states.get(run) is not state:

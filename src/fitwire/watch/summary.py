@@ -156,7 +156,7 @@ def badge_of(summary: Mapping[str, Any]) -> str:
         return "complete to its last 20 ms" if summary["cut"] and summary["durability"] != "process" else "complete"
     if state is State.LOST:
         step = summary["progress"]["step"]
-        return "cut off" if step is None else f"cut off after step {step:,}"
+        return "cut off" if step is None else f"cut off after step {step + 1:,}"  # people count from 1
     return "end not confirmed" if state.ended else "live"
 
 

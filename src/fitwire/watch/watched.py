@@ -5,6 +5,7 @@ It asks its :class:`~fitwire.watch.desk.Desk` anew each time, so it never shows 
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from fitwire.errors import ConditionNotMet, UnknownRun, UsageError, WaitTimeout
 from fitwire.events import Alert, Log
+from fitwire.meter import Meter
 from fitwire.protocol.arrays import Array
 from fitwire.watch.branches import Branch, Gap
 from fitwire.watch.desk import Desk
@@ -119,6 +121,14 @@ class WatchedRun:
     def __repr__(self) -> str:
         return f"<WatchedRun {self.name} {self.id[:8]} {self.state}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: state, progress, badge and cost, in three lines; nothing of a peer's is markup."""
+        progress = self.progress
+        done = "" if progress.step is None else f", step {progress.step + 1:,}"
+        lines = [f"{self.status_text}{done} · {self.badge}", str(self.meter or "")]
+        rest = "".join(f"<br>{html.escape(line)}" for line in lines if line)
+        return f"<div><b>{html.escape(self.name)}</b> {self.id[:8]}{rest}</div>"
+
     # -- what it is
 
     @property
@@ -196,6 +206,11 @@ class WatchedRun:
         return self.state.ended
 
     @property
+    def settled(self) -> bool:
+        """Whether it has ended and nothing of it is still under way."""
+        return self.ended and bool(self._line["settled"])
+
+    @property
     def reason(self) -> str:
         """Why it ended, in a line; empty when it finished or goes on."""
         return str(self._line["reason"])
@@ -220,7 +235,8 @@ class WatchedRun:
         """Whether all of it is here, in a few words; the same in every view.
 
         ``"live"``, ``"complete"``, ``"complete to its last 20 ms"`` (it was killed), ``"3 samples dropped"``,
-        ``"gap 1,201–1,400"`` (records that are missing), ``"cut off after step 99"`` and the like.
+        ``"gap 1,201–1,400"`` (records that are missing), ``"cut off after step 100"`` (steps counted from 1) and the
+        like.
         """
         return badge_of(self._line)
 
@@ -245,6 +261,14 @@ class WatchedRun:
     def gauges(self) -> list[str]:
         """Names of what is measured by the clock: ``system/cpu``, ``process/memory`` and so on."""
         return self._ask(lambda h: h.gauges)
+
+    @property
+    def meter(self) -> Meter | None:
+        """What being watched costs it, by its lowest rank; None while it has not said.
+
+        It is told with the gauges, every 15 s, and at the end.
+        """
+        return self._ask(lambda h: Meter.of_gauges(h.latest))
 
     def latest(self, name: str) -> float:
         """The newest value of a metric; NaN when there is none."""
