@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import struct
 import sys
 import time
@@ -29,12 +30,13 @@ from fitwire.transport.process import alive, host_key, private_folder
 
 __all__ = [
     "ABOUT", "ELSEWHERE", "POINTER", "RING", "About", "Life", "create", "file_system", "find_journals", "folder_name",
-    "is_network_folder", "ring_home", "shared_home",
-    "keeper_of",
-    "journals_folder", "life_of", "read_about", "read_have", "remove", "segment_name", "segments", "write_have",
+    "CLOSED", "close", "is_network_folder", "is_orphan", "journals_folder", "keeper_of", "life_of", "ring_home",
+    "shared_home", "read_about", "read_have", "remove", "segment_name", "segments", "write_have",
 ]  # fmt: skip
 
 ABOUT = "about.json"
+CLOSED = "closed"
+"""There once its trainer writes no more, although the process may live on: a notebook's does."""
 HAVE = "have"
 RING = "ring"
 ELSEWHERE = b"fitwire: this ring lies in shared memory\n"
@@ -44,6 +46,9 @@ SHARED = Path("/dev/shm")
 POINTER = ".at"
 """Ending of a file that names a folder elsewhere."""
 MAX_ABOUT = 64 * 2**10
+SILENT = 600.0
+"""Seconds without a word after which a trainer of an earlier boot is believed to be gone: two hosts may share a name,
+and a living one writes its gauges every 15 s."""
 
 _FOLDER = re.compile(r"([0-9a-f]{32})-(\d{1,10})-(\d{1,10})")
 _SEGMENT = re.compile(r"([01])-(\d{6,12})\.fwj")
@@ -147,8 +152,7 @@ def read_about(path: Path) -> About:
     try:
         if sys.platform != "win32" and path.stat().st_uid != os.getuid():
             raise JournalError(f"{path} belongs to another user")
-        with open(path / ABOUT, "rb") as file:
-            found = decode_json(file.read(MAX_ABOUT))
+        found = decode_json(_read_small(path / ABOUT, MAX_ABOUT))
     except (OSError, DecodeError) as error:
         if isinstance(error, JournalError):
             raise
@@ -164,6 +168,19 @@ def read_about(path: Path) -> About:
         durability if durability in ("memory", "process") else "memory",
         _process(*pair) if len(pair) == 2 else None,
     )
+
+
+def _read_small(path: Path, most: int) -> bytes:
+    """The beginning of a file; of a pipe or a device that somebody put there, nothing.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        return os.read(handle, most) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+    finally:
+        os.close(handle)
 
 
 def _process(pid: object, started: object) -> tuple[int, float | None] | None:
@@ -211,7 +228,7 @@ def _found_in(base: Path) -> Iterator[Path]:
             yield base / name
         elif name.endswith(POINTER) and _FOLDER.fullmatch(name.removesuffix(POINTER)):
             try:
-                target = Path(os.fsdecode((base / name).read_bytes()[:4096]))
+                target = Path(os.fsdecode(_read_small(base / name, 4096)))
             except OSError:
                 continue
             if target.name == name.removesuffix(POINTER) and target.is_absolute() and target.is_dir():
@@ -255,6 +272,31 @@ def life_of(about: About) -> Life:
     return Life(trainer, here and about.keeper is not None and alive(*about.keeper))
 
 
+def close(path: Path) -> None:
+    """Say that nobody writes to a journal any more.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    os.close(os.open(path / CLOSED, os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+
+
+def is_orphan(path: Path, about: About) -> bool:
+    """Whether nobody writes to a journal of this host any more, and nobody else will deliver it."""
+    life = life_of(about)
+    if life.keeper:
+        return False
+    if life.trainer is False or (path / CLOSED).exists():
+        return True
+    return life.trainer is None and _of_an_earlier_boot(about.hello.get("host_key")) and age(path) > SILENT
+
+
+def _of_an_earlier_boot(key: object) -> bool:
+    """Whether a trainer ran on this host before it was started anew, by the host's name."""
+    theirs, ours = str(key).split("/"), host_key().split("/")
+    return len(theirs) > 1 < len(ours) and theirs[0] == ours[0] and theirs[1] != ours[1]
+
+
 def segment_name(lane: int, number: int) -> str:
     """File of a lane's segment; numbers grow."""
     return f"{lane}-{number:06d}.fwj"
@@ -292,11 +334,11 @@ def write_have(handle: int, have: tuple[int, int]) -> None:
 def read_have(path: Path) -> tuple[int, int]:
     """Up to where a hub had acknowledged each lane; zeros when that is not known."""
     try:
-        data = (path / HAVE).read_bytes()
+        data = _read_small(path / HAVE, _HAVE.size)
         records, bulk, crc = _HAVE.unpack(data)
     except (OSError, struct.error):
         return 0, 0
-    return (records, bulk) if crc == zlib.crc32(data[:16]) else (0, 0)
+    return (records, bulk) if crc == zlib.crc32(data[:16]) and max(records, bulk) < 2**62 else (0, 0)
 
 
 def shared_home(path: Path) -> Path:

@@ -7,6 +7,7 @@ was written before it stays good. This module does not know blocks.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitwire.journal.layout import HAVE, is_network_folder, remove, segment_name, write_have
+from fitwire.journal.layout import HAVE, close, is_network_folder, remove, segment_name, write_have
 from fitwire.protocol.blocks import LANES, Buffer
 
 __all__ = ["Segment", "Segments"]
@@ -246,8 +247,13 @@ class Segments:
         if self._have is not None:
             os.close(self._have)
             self._have = None
-        if delete and self.path is not None:
+        if self.path is None:
+            return
+        if delete:
             remove(self.path)
+        else:
+            with contextlib.suppress(OSError):
+                close(self.path)
 
 
 def _write_at(handle: int, pieces: list[Buffer], at: int, size: int) -> None:

@@ -39,6 +39,7 @@ from fitwire.transport.address import Address, data_folder, is_listened_at
 from fitwire.transport.process import FileLock, alive, host_key, spawn
 from fitwire.transport.zmq import Router, Sent
 from fitwire.watch.answers import Question, answer, parse_question, refuse
+from fitwire.watch.drain import Drainer
 from fitwire.watch.history import sample_ref
 from fitwire.watch.roster import Roster
 from fitwire.watch.store import End, SampleRef, Store
@@ -124,6 +125,7 @@ class Hub:
     Args:
         address: To listen at.
         store: Path of the database; None for the user's own.
+        drain: Whether to take what trainers of this machine left that are gone; see ``watch.drain``.
 
     Attributes:
         roster: What is known of all runs, for other threads.
@@ -134,7 +136,7 @@ class Hub:
         StoreError: The database cannot be opened.
     """
 
-    def __init__(self, address: Address, store: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, address: Address, store: str | os.PathLike[str] | None = None, *, drain: bool = True) -> None:
         self.address = address
         self.roster = Roster()
         self.counts: Counter[str] = Counter()
@@ -164,6 +166,7 @@ class Hub:
             raise
         if self._failure is not None:
             raise self._failure
+        self.drainer = Drainer(address, self.roster.knows) if drain else None
 
     @property
     def running(self) -> bool:
@@ -172,6 +175,8 @@ class Hub:
 
     def close(self) -> None:
         """Stop to listen; what was stored stays, and trainers go on and come back to the next hub."""
+        if self.drainer is not None:
+            self.drainer.close()
         self._closing.set()
         self._thread.join(10.0)
 

@@ -312,6 +312,11 @@ class Roster:
                 raise UnknownRun(f"no run {run.hex()} here")
             return dict(self._entries[run].summary)
 
+    def knows(self, run: bytes) -> bool:
+        """Whether there is such a run."""
+        with self.changed:
+            return run in self._entries
+
     def held(self, run: bytes) -> History | None:
         """The history, if it is in memory; whoever reads it holds :attr:`changed`."""
         with self.changed:
