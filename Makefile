@@ -8,7 +8,7 @@ FRAMEWORK ?= keras
 JOBS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-core test-frameworks check lint types docs setup clean
+.PHONY: demo bench test test-core test-frameworks check lint types docs setup clean
 
 setup: .venv/.ready
 
@@ -51,6 +51,18 @@ lint: .venv/.ready
 
 types: .venv/.ready
 	$(BIN)/pyright
+
+# What it costs, beside its peers, in an environment of their own; QUICK=1 only tries that all of it runs.
+bench: .venv-bench/.ready
+	.venv-bench/bin/python benchmarks/run.py $(if $(QUICK),--quick)
+
+.venv-bench/.ready: pyproject.toml | .venv/.ready
+	@echo "setting up .venv-bench ..."
+	@test -x .venv-bench/bin/python || "$(PYTHON)" -m venv --without-pip .venv-bench
+	@$(UV) pip install --quiet -p .venv-bench/bin/python -e '.[bench]' || \
+	  { echo "the peers cannot be installed: fitwire is measured without them"; \
+	    $(UV) pip install --quiet -p .venv-bench/bin/python -e .; }
+	@touch $@
 
 docs: .venv/.ready
 	$(BIN)/mkdocs build --strict

@@ -49,6 +49,8 @@ def fitwire_run(where: str, durability: str) -> Generator[Call]:
 
     with fitwire.init(where or None, name="benchmark", durability=durability, wait=20.0 if where else 0.0) as run:
         assert not where or run.flush(20.0)
+        if run.warnings["durability"]:
+            raise RuntimeError(f"durability={durability!r} is not to be had here")
         yield lambda step: run.log(VALUES, step=step)
 
 

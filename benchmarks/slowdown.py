@@ -166,6 +166,8 @@ def _call(stack: ExitStack, name: str, place: str) -> Callable[..., object]:
 
     where, _, durability = place.rpartition("|")
     run = stack.enter_context(fitwire.init(where or None, name="slowdown", durability=durability, wait=20.0))
+    if run.warnings["durability"]:
+        raise RuntimeError(f"durability={durability!r} is not to be had here")
     return lambda values, number: run.log(values, step=number)
 
 

@@ -1,7 +1,7 @@
 """What does a hub cost with 1, 8, 64 and 256 trainings that tell it twenty times a second, and does it go on growing?
 
-Each source is the real machine (``protocol.source.Source`` with packer and backlog), without a thread of its own: a few
-processes turn many of them, each over a socket of its own. ``core_percent`` is the hub's CPU time, libzmq's thread
+Each source is the real machine (``protocol.source.Source`` with a packer), without a thread or a journal of its own: a
+few processes turn many of them, each over a socket of its own. ``core_percent`` is the hub's CPU time, libzmq's thread
 included, over the wall's. In the last, long case memory is looked at through the run: ``mb_grew`` is all of it,
 ``histories_mb_grew`` the rows that the hub keeps, ``rest_mb_per_minute`` the slope of all but those. Prints one JSON
 line.
@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import zmq
-from fitwire.train.backlog import MemoryBacklog
 
 from common import Child, at_home, hub_at, print_line
 from fitwire.events import RunEnded, RunStarted
-from fitwire.protocol.blocks import LANES, Identity
+from fitwire.protocol.blocks import LANES, Block, Identity
 from fitwire.protocol.source import Source, State
 from fitwire.train.packer import Packer, Row
 
@@ -37,12 +36,43 @@ GUARD = 20.0
 """Seconds after which a simulator gives up on a hub that does not answer."""
 
 
+class Shelf:
+    """The plainest backlog: blocks in a dictionary, forgotten when the hub has them."""
+
+    def __init__(self) -> None:
+        self._blocks: list[dict[int, Block]] = [{} for _ in LANES]
+        self._head = [0 for _ in LANES]
+
+    def append(self, block: Block) -> None:
+        """Keep the next block of its lane."""
+        self._blocks[block.lane][block.first] = block
+        self._head[block.lane] = block.last
+
+    def first(self, lane: int) -> int:
+        """Lowest sequence number kept."""
+        return next(iter(self._blocks[lane]), self._head[lane] + 1)
+
+    def head(self, lane: int) -> int:
+        """Highest sequence number."""
+        return self._head[lane]
+
+    def read(self, lane: int, seq: int) -> Block | None:
+        """The block that begins there."""
+        return self._blocks[lane].get(seq)
+
+    def trim(self, lane: int, upto: int) -> None:
+        """The hub has those."""
+        blocks = self._blocks[lane]
+        while blocks and next(iter(blocks.values())).last <= upto:
+            del blocks[next(iter(blocks))]
+
+
 class Training:
     """One simulated training: its machine, its socket, and what it says."""
 
     def __init__(self, context: zmq.Context[Any], address: str, number: int, width: int) -> None:
         self.sender = Identity(os.urandom(16), int(time.time()), 0)
-        self.backlog = MemoryBacklog()
+        self.backlog = Shelf()
         self.source = Source(self.sender, {"name": f"source {number}"}, self.backlog)
         self.packer = Packer(self.sender, self.backlog.append)
         self.socket = context.socket(zmq.DEALER)
