@@ -175,6 +175,23 @@ def test_a_courier_completes_a_killed_run_and_brings_nothing_to_life(room: Room)
     assert found == [twenty, ("lost", "complete"), twenty]
 
 
+def test_a_run_whose_end_a_keeper_told_is_complete_as_far_as_a_kill_allows(room: Room) -> None:
+    """``fitwire run`` knows how it ended; what the last 20 ms held nobody knows, unless each call was kept."""
+    badges = []
+    for number, durability, told_by in ((1, "memory", "keeper"), (2, "process", "keeper"), (3, "memory", None)):
+        teller = named(number)
+        room.roster.couriered(room.store, teller.sender, HELLO | {"durability": durability}, room.now)
+        reason = "killed by SIGKILL (out of memory)"
+        room.hear(teller.say(started(), row(0), ended("failed", reason=reason, told_by=told_by)))
+        room.roster.completed(teller.sender, "failed")
+        state, line = room.state(teller.sender.run, after=0.2), room.roster.summary(teller.sender.run)
+        badges.append(badge_of(line))
+
+        assert (state, line["reason"]) == ("failed", reason)
+
+    assert badges == ["complete to its last 20 ms", "complete", "complete"]
+
+
 def test_a_courier_of_an_older_incarnation_changes_nothing_about_the_newer(room: Room) -> None:
     """The run goes on; what it left is in its history."""
     old, new = Teller(1000), Teller(2000)

@@ -222,11 +222,13 @@ class RunEnded(_Said):
         status: ``finished``, ``failed`` or ``interrupted``.
         reason: One line: why; empty when it finished.
         traceback: The exception's, when there was one.
+        told_by: ``"keeper"`` when ``fitwire run`` says it, because the training said nothing; None for itself.
     """
 
     status: Status
     reason: str = ""
     traceback: str = ""
+    told_by: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("status", self.status, Status)
@@ -443,7 +445,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "time": (int, float), "step": (int,), "epoch": (int,), "name": (str,), "project": (str,), "group": (str,),
     "tags": (list,), "config": (dict,), "info": (dict,), "what": (str,), "values": (dict,), "text": (str,),
     "level": (str,), "title": (str,), "status": (str,), "reason": (str,), "traceback": (str,), "count": (int,),
-    "first_step": (int,), "last_step": (int,),
+    "first_step": (int,), "last_step": (int,), "told_by": (str,),
 }  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def _last_block(about: About, first: int, status: Status, reason: str, words: st
         events.append(Log(time=now, rank=rank, text=words, level="error"))
     at = words.rfind("Traceback (most recent call last)")
     trace = words[at:] if at >= 0 and status == "failed" else ""
-    events.append(RunEnded(time=now, rank=rank, status=status, reason=reason, traceback=trace))
+    events.append(RunEnded(time=now, rank=rank, status=status, reason=reason, traceback=trace, told_by="keeper"))
     parts: list[dict[str, Any]] = []
     buffers: list[tuple[dict[str, Any], Buffer]] = []
     for event in events:

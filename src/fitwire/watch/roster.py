@@ -261,7 +261,8 @@ class Roster:
             if facts.connected or rank in history.late or rank not in history.ranks:
                 counted[rank] = facts
         state = judge(counted.values(), now)
-        cut, since = bool(entry.cut & set(counted)), self._since(entry, counted, state, now)
+        cut = any(rank in entry.cut or _was_cut(history, rank) for rank in counted)
+        since = self._since(entry, counted, state, now)
         after = summarize(entry.summary, history, counted, entry.complete, state, cut=cut, since=since)
         if after != entry.summary:
             self._change(run, entry, after)
@@ -332,6 +333,12 @@ class Roster:
         """
         with self.changed:
             return self._histories.setdefault(history.run, history)
+
+
+def _was_cut(history: History, rank: int) -> bool:
+    """Whether another told how this rank ended: it may have had more to say."""
+    source = history.current(rank)
+    return source is not None and source.ended is not None and source.ended.told_by is not None
 
 
 def _durability(hello: Mapping[str, Any]) -> str:
