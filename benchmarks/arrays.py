@@ -34,10 +34,10 @@ import numpy as np
 
 import fitwire
 from fitwire.events import Sample
-from fitwire.protocol.blocks import BULK, Identity, Kind, decode_message
+from fitwire.protocol.blocks import BULK, LANES, Block, Identity, decode_message
+from fitwire.protocol.crc import crc32
 from fitwire.protocol.sink import Sink
 from fitwire.protocol.source import Source, State
-from fitwire.train.backlog import MemoryBacklog
 from fitwire.train.packer import Packer
 from fitwire.transport.address import resolve
 from fitwire.transport.zmq import Dealer, Router
@@ -124,6 +124,31 @@ def serve_hub(address: str, store: str) -> None:
 # -- what is measured
 
 
+class Shelf:
+    """Blocks in memory, and nothing else: what a source needs of a journal."""
+
+    def __init__(self) -> None:
+        self.blocks: list[dict[int, Block]] = [{} for _ in LANES]
+        self.heads = [0 for _ in LANES]
+
+    def append(self, block: Block) -> None:
+        self.blocks[block.lane][block.first] = block
+        self.heads[block.lane] = block.last
+
+    def first(self, lane: int) -> int:
+        return next(iter(self.blocks[lane]), self.heads[lane] + 1)
+
+    def head(self, lane: int) -> int:
+        return self.heads[lane]
+
+    def read(self, lane: int, seq: int) -> Block | None:
+        return self.blocks[lane].get(seq)
+
+    def trim(self, lane: int, upto: int) -> None:
+        for first in [first for first, block in self.blocks[lane].items() if block.last <= upto]:
+            del self.blocks[lane][first]
+
+
 def measure_copy(array: np.ndarray, count: int) -> float:
     """Into memory that is there."""
     into = array.copy()
@@ -148,7 +173,7 @@ def measure_tcp(port: int, array: np.ndarray, count: int) -> float:
 def measure_link(address: str, array: np.ndarray, count: int) -> float:
     """Through the link alone, as a trainer's I/O thread drives it."""
     sender = Identity(os.urandom(16), 1, 0)
-    backlog = MemoryBacklog(bulk_bytes=2**30)
+    backlog = Shelf()
     source, packer = Source(sender, {"name": "arrays"}, backlog), Packer(sender, backlog.append)
     link = Dealer(resolve(address))
     source.connect(time.monotonic())
@@ -162,8 +187,8 @@ def measure_link(address: str, array: np.ndarray, count: int) -> float:
             source.receive(frames, now)
         if source.state is State.STREAMING:
             begun = begun or time.perf_counter()
-            # What waits stays within the backlog's budget, as with a trainer that samples now and then.
-            while told < count and (told - source.have[BULK] < 2 or backlog.nbytes < 16 * 2**20):
+            # The next is packed while the last is under way, and no mountain of them is made.
+            while told < count and (told - source.have[BULK]) * array.nbytes < max(16 * 2**20, 2 * array.nbytes):
                 packer.add([Sample(time=time.time(), name="s", arrays={"image": array})])
                 told += 1
             if told == count:
@@ -174,7 +199,7 @@ def measure_link(address: str, array: np.ndarray, count: int) -> float:
             link.wait(LOOK)
     took = time.perf_counter() - begun
     link.close()
-    assert backlog.dropped == [0, 0] and source.replays == 0
+    assert source.replays == 0
     return took
 
 
@@ -193,13 +218,15 @@ def measure_stored(run: fitwire.Run, array: np.ndarray, count: int) -> tuple[flo
 
 
 def measure_fresh_copy(array: np.ndarray, count: int) -> float:
-    """Median seconds of a copy into memory that is new, which is what a sample needs."""
+    """Median seconds of a copy into memory that is new, as a sample's is, because the last are still under way."""
     took: list[float] = []
+    kept: list[np.ndarray] = []
     for _ in range(count):
         begun = time.perf_counter()
-        copy = array.copy()
+        kept.append(array.copy())
         took.append(time.perf_counter() - begun)
-        del copy
+        if sum(copy.nbytes for copy in kept) >= 32 * 2**20:
+            kept.clear()
     return statistics.median(took)
 
 
@@ -222,11 +249,9 @@ def measure(size: int, megabytes: int, ports: dict[str, Any], only: str | None) 
 def summarize(size: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Medians, and shares as medians of what was measured together."""
 
-    def median(of: Callable[[dict[str, float]], float]) -> float:
-        return round(statistics.median(map(of, rounds)), 3)
-
-    shares = {f"{what}_share": median(lambda r: r[what] / r["tcp"]) for what in ("link", "stored") if what in rounds[0]}
-    return {"kib": size // 1024, **{key: median(lambda r: r[key]) for key in rounds[0]}, **shares}
+    for one in rounds:
+        one |= {f"{what}_share": one[what] / one["tcp"] for what in ("link", "stored") if what in one}
+    return {"kib": size // 1024, **{key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}}
 
 
 def main() -> None:
@@ -253,7 +278,7 @@ def main() -> None:
         for child in (tcp, hub, *sinks):
             child.close()
         size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
-    about = {"benchmark": "arrays", "cpus": os.cpu_count(), "python": sys.version.split()[0]}
+    about = {"benchmark": "arrays", "cpus": os.cpu_count(), "python": sys.version.split()[0], "crc32": crc32.__module__}
     print(json.dumps({**about, "megabytes": chosen.megabytes, "cases": found, "store_mb": round(size / 2**20)}))
 
 

@@ -133,8 +133,8 @@ def test_a_new_store_gets_everything_that_is_still_here() -> None:
 
 
 def test_a_picture_never_delays_a_loss() -> None:
-    """While 40 MiB cross, each record that is written is stored at the next look, between its chunks."""
-    ends = Ends(history([], [40 * 2**20]))
+    """While 80 MiB cross, each record that is written is stored at the next look, between its chunks."""
+    ends = Ends(history([], [80 * 2**20]))
     ends.run_until(lambda: ends.source.state is State.STREAMING)
     waits, number = [], 0
     while ends.hub.have()[BULK] == 0:

@@ -8,7 +8,6 @@ again. This module knows how bytes are laid out, checked and bounded; what a rec
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,7 +15,7 @@ from typing import Any, cast
 
 from fitwire.errors import DecodeError, EncodeError
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, expected_size
-from fitwire.protocol.crc import joined, tail_of
+from fitwire.protocol.crc import crc32, joined, tail_of
 from fitwire.protocol.strict_json import MAX_HEADER_BYTES, decode_json, encode_json
 
 __all__ = [
@@ -164,9 +163,9 @@ class Block:
 
 
 def _sum(head: Buffer, rest: Buffer, buffers: Sequence[Buffer]) -> int:
-    crc = zlib.crc32(rest, zlib.crc32(head))
+    crc = crc32(rest, crc32(head, 0))
     for buffer in buffers:
-        crc = zlib.crc32(buffer, crc)
+        crc = crc32(buffer, crc)
     return crc
 
 
@@ -293,7 +292,7 @@ def _encode_large(message: Message) -> tuple[list[Buffer], tuple[int, ...]]:
         view = memoryview(buffer)
         while len(view):
             part, view = view[:room], view[room:]
-            piece, room = zlib.crc32(part, piece), room - len(part)
+            piece, room = crc32(part, piece), room - len(part)
             if room == 0:
                 pieces.append(piece)
                 piece, room = 0, CHUNK_BYTES
@@ -310,7 +309,7 @@ def _encode_large(message: Message) -> tuple[list[Buffer], tuple[int, ...]]:
 
 def _sum_of_front(frames: Sequence[Buffer]) -> int:
     """CRC32 of the packed form up to the buffers."""
-    return zlib.crc32(frames[1], zlib.crc32(frames[0], zlib.crc32(_table(frames))))
+    return crc32(frames[1], crc32(frames[0], crc32(_table(frames), 0)))
 
 
 def encode_chunk(block: Block, at: int, size: int) -> list[Buffer]:

@@ -7,8 +7,18 @@ knows numbers only; the arithmetic is that of polynomials over two elements, as 
 from __future__ import annotations
 
 import functools
+import importlib
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 
-__all__ = ["joined", "tail_of"]
+__all__ = ["crc32", "joined", "tail_of"]
+
+crc32: Callable[[bytes | memoryview, int], int] = zlib.crc32
+"""CRC32 of bytes, going on from that of the bytes before them (0 for none); by the optional package ``isal`` where it
+is installed: the same numbers, up to nine times as fast."""
+with suppress(ImportError):
+    crc32 = importlib.import_module("isal.isal_zlib").crc32
 
 _POLY = 0xEDB88320
 """CRC32's polynomial, lowest bit first, as zlib computes it."""
