@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fitwire.events import Dropped, EpochEnded, Log, Metrics, RunStarted, Sample
+from fitwire.events import Dropped, EpochEnded, Log, MetricRows, Metrics, RunStarted, Sample, decode_events
+from fitwire.journal.layout import About
+from fitwire.journal.reader import Journal as Reader
 from fitwire.protocol.blocks import Kind, decode_message
 from fitwire.protocol.sink import reject
 from fitwire.train import uplink as module
@@ -207,6 +209,34 @@ def test_a_refused_run_says_so_once_and_keeps_nothing(reason: str, kind: str, sa
     delivery = uplink.close("finished")
     hub.kill()
     assert (delivery.delivered, delivery.left) == (0, 1000)
+
+
+@pytest.mark.parametrize("reason", ["superseded", "auth"])
+def test_a_refused_run_goes_on_writing_its_journal(reason: str) -> None:
+    """What it was set aside with, and what it says afterwards, is there for a courier."""
+    told = Told()
+    hub = Refusing()
+    hub.reason = reason
+    sender = next_identity(new_run_id(), 0)
+    uplink = Uplink(sender, {"name": "x"}, default_address(), told, about=About(sender))
+    uplink.start()
+    uplink.queue.append(row(0, {"x": 0.0}))
+    until(lambda: told.kinds)
+    uplink.queue.extend([row(i, {"x": float(i)}) for i in range(1, 1000)])
+    until(lambda: not uplink.queue)
+    uplink.queue.append(row(1000, {"x": 1000.0}))
+
+    delivery = uplink.close("finished")
+    hub.kill()
+    with Reader(delivery.journal) as journal:
+        steps: list[float] = []
+        while (block := journal.read(0, len(steps) + 1)) is not None:
+            for _, event in decode_events(decode_message(block.frames)):
+                assert isinstance(event, MetricRows)
+                steps.extend(event.columns[0])
+
+    assert (delivery.left, delivery.kept, delivery.complete) == (1001, 1001, False)
+    assert steps == list(range(1001))
 
 
 def test_a_fault_of_ours_is_told_and_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

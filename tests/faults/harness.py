@@ -245,10 +245,11 @@ class Stage:
         return verdict_of(rows, lives)
 
     def settle(self, timeout: float = 30.0) -> Verdict:
-        """Judge as soon as nothing is missing; at the latest after ``timeout`` seconds, as it is then."""
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            if self.store.exists() and not self._verdict().lost:
+        """Judge once nothing is missing, or no journal is left to deliver; after ``timeout`` seconds at the latest."""
+        until_then = time.monotonic() + timeout
+        while time.monotonic() < until_then:
+            idle = not self.journals()  # asked first: what it held is in the store before it goes
+            if self.store.exists() and (not self._verdict().lost or idle):
                 break
             time.sleep(0.2)
         return self.judge()

@@ -288,10 +288,11 @@ class Uplink:
         except Exception as error:  # a fault of ours must not end silently, nor reach the training
             self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
         finally:
-            # Nobody takes from here on; what still comes must not pile up.
+            # Nothing is sent from here on; what still comes must not pile up.
             while self._closing is None:
-                self._discard()
+                self._keep_for_later()
                 time.sleep(LOOK)
+            self._keep_for_later()
             self._release()
             self._put_away()
             self._over.set()
@@ -442,6 +443,22 @@ class Uplink:
         patience = DRAIN if self.greeted.is_set() else NOBODY
         return now - self._closing > patience
 
+    def _keep_for_later(self) -> None:
+        """Write what was accepted into the journal, from which a courier takes it; without one it is lost."""
+        try:
+            while self._segments is not None and self.queue:
+                before = len(self.queue)
+                self._take()
+                self._commit(time.monotonic())
+                if len(self.queue) >= before:  # a value still on its device
+                    break
+        except Exception as error:
+            self._segments = None
+            self._warn("uplink", f"fitwire stopped writing its journal: {type(error).__name__}: {error}")
+        if self._segments is None:
+            self._discard()
+        self._release()
+
     def _discard(self) -> None:
         while self.queue:
             record = self.queue.popleft()
@@ -449,7 +466,6 @@ class Uplink:
                 self._marks.append(record)
             else:
                 self._lost += 1
-        self._release()
 
     def _release(self) -> None:
         for mark in self._marks:
