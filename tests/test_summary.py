@@ -184,6 +184,8 @@ def test_a_badge_says_whether_all_is_here(line: dict[str, Any], badge: str) -> N
          "failed: killed by SIGKILL (out of memory)"),
         ({"state": "stalled", "since": T0 - 12, "pause": 0.25},
          "stalled: its process is there, but silent for 12 s; its longest pause of late was 0.2 s"),
+        ({"state": "stalled", "since": T0 - 5, "pause": 0.0123},
+         "stalled: its process is there, but silent for 5.0 s; its longest pause of late was 12 ms"),
         ({"state": "stalled"}, "stalled: its process is there, but silent"),
         ({"state": "lost", "since": T0 - 187, "gone": True},
          "lost for 3:07: its process is gone (killed or crashed; `fitwire run` would tell)"),

@@ -125,9 +125,9 @@ def _print_run(run: WatchedRun) -> None:
     def line(label: str, value: object) -> None:
         grid.add_row(Text(label), value if isinstance(value, Text) else Text(display(value, 2000)))
 
-    title, sentence = state_text(run.state), run.status_text.removeprefix(str(run.state)).removeprefix(": ").strip()
+    title, sentence = state_text(run.state), display(run.status_text.removeprefix(str(run.state)))
     line("run", Text(f"{display(run.name, NAME)}  {run.id}"))
-    line("state", title.append(f"  {display(sentence)}" if sentence else "").append(f"  ({display(run.badge)})"))
+    line("state", title.append(sentence if not sentence or sentence[0] == ":" else f" {sentence}").append(f"  ({display(run.badge)})"))
     line("project", f"{run.project}" + (f", group {run.group}" if run.group else ""))
     if run.tags:
         line("tags", ", ".join(run.tags))

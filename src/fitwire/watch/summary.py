@@ -126,8 +126,9 @@ def summarize(
         last = _moment(end.time if end is not None else pace.last[0] if pace.last is not None else began)
         line["touched"] = max(line["touched"], last)
         totals = info.get("totals")
+        over = state.ended or state is State.LOST  # nobody knows whether it takes the time that is left
         known = cast("dict[str, Any]", totals) if isinstance(totals, dict) else {}
-        line["progress"] = _finite(asdict(pace.progress(known, max(0.0, last - began), state.ended)))
+        line["progress"] = _finite(asdict(pace.progress(known, max(0.0, last - began), over)))
     line["badge"] = badge_of(line)
     return line
 
@@ -176,6 +177,10 @@ def _lacking(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _short(seconds: float) -> str:
+    return duration(seconds) if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
+
+
 def status_of(summary: Mapping[str, Any], now: float) -> str:
     """What the run is doing, in a sentence; ``now`` in Unix seconds."""
     state, since = State(summary["state"]), float(summary["since"])
@@ -183,7 +188,7 @@ def status_of(summary: Mapping[str, Any], now: float) -> str:
     if state is State.STALLED:
         silent = f"its process is there, but silent{for_so_long}"
         pause = float(summary["pause"])
-        return f"stalled: {silent}" + (f"; its longest pause of late was {duration(pause)}" if pause else "")
+        return f"stalled: {silent}" + (f"; its longest pause of late was {_short(pause)}" if pause else "")
     if state is State.LOST:
         why = (
             "its process is gone (killed or crashed; `fitwire run` would tell)"
