@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def test_a_training_that_said_nothing_is_ended_with_its_last_words() -> None:
     assert isinstance(log, Log) and (log.text, log.level) == ("Epoch 3/10\nlast words", "error")
     assert isinstance(ending, RunEnded)
     assert (ending.status, ending.reason, ending.traceback) == ("failed", "killed by SIGKILL", "")
+    assert ending.told_by == "keeper"
     assert concluded() == [(None, "", 7)]  # once
 
 
@@ -223,12 +225,12 @@ print("about to end", file=sys.stderr, flush=True)
 """
 
 
-def fitwire_run(code: str, *options: str, program: Sequence[str] = (), **environment: str) -> Any:
-    """``fitwire run`` of a training that ends by ``code``."""
-    command = [*(program or (sys.executable, "-c")), TRAINING + code]
+def fitwire_run(code: str, *options: str, launcher: Sequence[str] = (sys.executable, "-c"), **more: str) -> Any:
+    """``fitwire run`` of a training."""
+    command = [*launcher, code]
     return subprocess.run(
         [sys.executable, "-m", "fitwire", "run", *options, "--", *command],
-        capture_output=True, text=True, timeout=100, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=100, env={**os.environ, **more},
     )  # fmt: skip
 
 
@@ -256,7 +258,7 @@ def test_whoever_watches_learns_how_a_training_ended(
 ) -> None:
     """With every value it logged; its journal is gone then, and the exit code is the training's."""
     with Monitor() as monitor:
-        done = fitwire_run(code)
+        done = fitwire_run(TRAINING + code)
         run = monitor.run("kept")
         until(lambda: run.state is state and run.reason == reason, what=f"{run.state} {run.reason} {done.stderr}")
 
@@ -269,7 +271,7 @@ def test_whoever_watches_learns_how_a_training_ended(
 
 def test_without_a_hub_the_end_waits_for_the_next_one(fitwire_dir: Path) -> None:
     """The training is told, whole, by the journal it left, once somebody is there to hear of it."""
-    done = fitwire_run("os.kill(os.getpid(), signal.SIGKILL)", "--name", "late", "--project", "tests")
+    done = fitwire_run(TRAINING + "os.kill(os.getpid(), signal.SIGKILL)", "--name", "late", "--project", "tests")
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(r"fitwire: run late failed \(killed by SIGKILL\) · \d+ records wait for the next hub .*", last)
     assert len(list(find_journals())) == 1
@@ -282,6 +284,29 @@ def test_without_a_hub_the_end_waits_for_the_next_one(fitwire_dir: Path) -> None
         until(lambda: not list(find_journals()))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_with_durability_process_a_kill_costs_nothing(fitwire_dir: Path, there: bool) -> None:
+    """What only the mapped ring had at that moment comes before what is said of the end."""
+    code = """
+import os, signal
+import fitwire
+run = fitwire.init(name="kept", durability="process")
+for step in range(300):
+    run.log({"loss": 1.0 / (step + 1)}, step=step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with ExitStack() as stack:
+        monitor = stack.enter_context(Monitor()) if there else None
+        done = fitwire_run(code)
+        monitor = monitor or stack.enter_context(Monitor())
+        run = monitor.wait_for_run("kept", timeout=60)
+        until(lambda: run.ended, timeout=60, what=done.stderr)
+
+        assert (run.state, run.reason) == (State.FAILED, "killed by SIGKILL")
+        assert whole(run), done.stderr
+        until(lambda: not list(find_journals()))
+
+
 def test_ranks_end_each_in_its_own_way(fitwire_dir: Path) -> None:
     """One of two is killed; the other has finished, and stays so."""
     code = "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)"
@@ -290,7 +315,7 @@ def test_ranks_end_each_in_its_own_way(fitwire_dir: Path) -> None:
         f'RANK=0 {sys.executable} -c "$0"; wait; exit 1'
     )
     with Monitor() as monitor:
-        done = fitwire_run(code, program=("sh", "-c", launcher))
+        done = fitwire_run(TRAINING + code, launcher=("sh", "-c", launcher))
         run = monitor.run("kept")
         until(lambda: run.ended, timeout=60)
         ends = {e.rank: (e.status, e.reason) for e in run.events(follow=False) if isinstance(e, RunEnded)}

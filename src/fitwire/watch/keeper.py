@@ -159,7 +159,8 @@ def _conclude_one(ended: Ended, path: Path, about: About, *, said: bool) -> Kept
             return Kept(path, about, None, "", sum(journal.undelivered))
         status, reason = verdict(ended, own)
         words = "" if said else ended.words
-        journal.append([_last_block(about, journal.head(RECORDS) + 1, status, reason, words)])
+        last = _last_block(about, journal.head(RECORDS) + 1, status, reason, words, cut=end is None)
+        journal.append([last])
         return Kept(path, about, status, reason, sum(journal.undelivered))
 
 
@@ -168,14 +169,15 @@ def _is_unfounded(end: RunEnded, ended: Ended, own: bool) -> bool:
     return own and end.status == "finished" and bool(ended.code) and ended.over - end.time < EXITING
 
 
-def _last_block(about: About, first: int, status: Status, reason: str, words: str) -> Block:
+def _last_block(about: About, first: int, status: Status, reason: str, words: str, *, cut: bool) -> Block:
     now, rank = time.time(), about.sender.rank
     events: list[Event] = []
     if words and status != "finished":
         events.append(Log(time=now, rank=rank, text=words, level="error"))
     at = words.rfind("Traceback (most recent call last)")
     trace = words[at:] if at >= 0 and status == "failed" else ""
-    events.append(RunEnded(time=now, rank=rank, status=status, reason=reason, traceback=trace, told_by="keeper"))
+    by = "keeper" if cut else None  # who had said its end had nothing more to say
+    events.append(RunEnded(time=now, rank=rank, status=status, reason=reason, traceback=trace, told_by=by))
     parts: list[dict[str, Any]] = []
     buffers: list[tuple[dict[str, Any], Buffer]] = []
     for event in events:
