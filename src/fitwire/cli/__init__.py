@@ -26,6 +26,9 @@ COMMANDS = {
     "tail": "look",
     "get": "look",
     "wait": "wait",
+    "sync": "sync",
+    "verify": "verify",
+    "doctor": "doctor",
 }
 """Which module a command lives in."""
 

@@ -49,6 +49,7 @@ class Delivered:
         lost: Records that the disk had lost; tombstones stand in their places.
         faults: What was met in the journal, by kind; see ``Journal.faults``.
         why: What stood in the way, as a sentence; empty when nothing did.
+        contested: Whether that was its trainer, or another courier.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Delivered:
     lost: int = 0
     faults: Mapping[str, int] = field(default_factory=dict[str, int])
     why: str = ""
+    contested: bool = False
 
 
 def deliver(
@@ -194,7 +196,7 @@ class _Courier:
         left = sum(journal.undelivered)
         return Delivered(
             self._name, journal.about.sender.rank, self.records, left, complete, removed, journal.lost,
-            dict(journal.faults), self.why,
+            dict(journal.faults), self.why, self.source.state is State.SET_ASIDE,
         )  # fmt: skip
 
 

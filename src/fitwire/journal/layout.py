@@ -199,7 +199,7 @@ def keeper_of(text: str | None) -> tuple[int, float | None] | None:
 
 
 def find_journals(folder: str | os.PathLike[str] | None = None) -> Iterator[Path]:
-    """Folders of journals in ``folder`` (a training's, a data folder, a ``journals`` folder or one journal).
+    """Folders of journals in ``folder`` (a training's, a data folder, a folder of journals, or one journal).
 
     Without one, those in the data folder and those it points to. In order of their names, so a run's incarnations come
     oldest first.
@@ -209,7 +209,9 @@ def find_journals(folder: str | os.PathLike[str] | None = None) -> Iterator[Path
         if _FOLDER.fullmatch(chosen.name):
             yield chosen
             return
-        yield from _found_in(chosen if chosen.name == "journals" else chosen / "journals")
+        # A copy of a folder of journals may go by any name.
+        inner = chosen / "journals"
+        yield from _found_in(inner if inner.is_dir() else chosen)
         return
     try:
         base = journals_folder()

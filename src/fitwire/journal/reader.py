@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -89,6 +89,7 @@ class Journal:
         self._taken = 0  # ring counter of the last mark
         self._marked = [0, 0]  # heads at the last mark
         self._index = [LaneIndex(), LaneIndex()]
+        self._last: deque[Place] = deque(maxlen=LAST_BLOCKS)
         for lane in LANES:
             self._scan_lane(lane)
         self._tail = self._from_ring()
@@ -119,10 +120,13 @@ class Journal:
         if entry.flags & MARK and entry.lane == RECORDS and entry.taken >= self._taken:
             self._taken = entry.taken
             self._marked = [entry.last, entry.bulk]  # a bare mark counts none: its last is the one before its first
-        if entry.count and entry.last > self.have[entry.lane]:
+        place = Place(entry.first, entry.count, number, entry.start, entry.size)
+        if entry.count and place.last > self.have[entry.lane]:
             if len(index) >= MAX_ENTRIES:
                 return False
-            index.add(Place(entry.first, entry.count, number, entry.start, entry.size))
+            index.add(place)
+        elif entry.count and entry.lane == RECORDS:  # delivered; it may say how the training ended
+            self._last.append(place)
         return True
 
     def _scan_file(self, lane: int, number: int) -> Iterator[Entry | int]:
@@ -269,9 +273,11 @@ class Journal:
             JournalError: The disk does not give it.
         """
         index = self._index[RECORDS]
-        for at in sorted({0, *range(max(0, len(index) - LAST_BLOCKS), len(index))} if len(index) else ()):
+        last = [index[at] for at in range(max(0, len(index) - LAST_BLOCKS), len(index))]
+        chosen = {place.first: place for place in [*self._last, *([index[0]] if len(index) else []), *last]}
+        for _, place in sorted(chosen.items()):
             try:
-                block = self._block_at(RECORDS, index[at])
+                block = self._block_at(RECORDS, place)
                 yield from (event for _, event in decode_events(decode_message(block.frames), arrays=False))
             except DecodeError:
                 continue

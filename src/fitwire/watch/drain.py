@@ -94,7 +94,7 @@ class Drainer:
         self._failing = {path: failing for path, failing in self._failing.items() if path in there}
 
     def _is_ours(self, path: Path, about: About) -> bool:
-        """Whether no other hub is the one for it: one that has its beginning and had no time yet to ask for the rest."""
+        """Whether it belongs here: another hub that has its beginning gets some time to take the rest."""
         return self._knows(about.sender.run) or not any(read_have(path)) or age(path) > ELSEWHERE
 
     def _deliver(self, path: Path) -> None:
