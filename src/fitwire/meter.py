@@ -20,8 +20,8 @@ class Meter:
     """What being watched costs a training, of late.
 
     Attributes:
-        log_us: One ``log`` call on the training thread, µs: the median of those that were timed, some fifty a second;
-            NaN before the first.
+        log_us: One ``log`` call on the training thread, µs: the median of those that were timed, five a second at
+            most; NaN before the first.
         step_share: Share of the training's time that its ``log`` calls take, 0 to 1; with one call a step, of a step.
             NaN before the first was timed.
         queue: Records accepted that the hub's store has not confirmed yet.

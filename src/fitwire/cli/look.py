@@ -127,7 +127,8 @@ def _print_run(run: WatchedRun) -> None:
 
     title, sentence = state_text(run.state), display(run.status_text.removeprefix(str(run.state)))
     line("run", Text(f"{display(run.name, NAME)}  {run.id}"))
-    line("state", title.append(sentence if not sentence or sentence[0] == ":" else f" {sentence}").append(f"  ({display(run.badge)})"))
+    title.append(sentence if not sentence or sentence[0] == ":" else f" {sentence}")
+    line("state", title.append(f"  ({display(run.badge)})"))
     line("project", f"{run.project}" + (f", group {run.group}" if run.group else ""))
     if run.tags:
         line("tags", ", ".join(run.tags))
