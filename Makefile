@@ -8,7 +8,7 @@ FRAMEWORK ?= keras
 JOBS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo bench test test-core test-frameworks check lint types docs setup clean
+.PHONY: demo bench soak test test-core test-frameworks check lint types docs setup clean
 
 setup: .venv/.ready
 
@@ -40,8 +40,12 @@ test-core: .venv/.ready
 	  if [ ! -e .venv-$$v/.ready ] || [ pyproject.toml -nt .venv-$$v/.ready ]; then \
 	    "$$py" -m venv --without-pip --clear .venv-$$v && $(UV) pip install --quiet -p .venv-$$v/bin/python -e '.[test]' && touch .venv-$$v/.ready || exit 1; \
 	  fi; \
-	  .venv-$$v/bin/python -m pytest -q -n $(JOBS) -m 'not framework' tests || exit 1; \
+	  .venv-$$v/bin/python -m pytest -q -n $(JOBS) -m 'not framework and not faults' tests || exit 1; \
 	done
+
+# Everything that can go wrong, at full length and with three seeds, and half an hour of it for 50 ranks; figures as JSON.
+soak: .venv/.ready
+	FITWIRE_SOAK=1 $(BIN)/python -m pytest -q tests/faults
 
 check: lint types test
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from faults.harness import GUARD, Stage, pick
+from faults.harness import GUARD, SOAK, Stage, pick
+from helpers import until
 
 SMALL = "8m"
 CLOSING = 10.0
 """Seconds of guard for an end that has 2.5; the figure beside it is what it took."""
 
 
-def sync(*arguments: str | Path) -> str:
-    """Run ``fitwire sync``; returns what it said."""
+def fitwire(*arguments: str | Path) -> tuple[int, str]:
+    """Run a command; returns its exit code and what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "fitwire", "sync", *map(str, arguments)],
+        [sys.executable, "-m", "fitwire", *map(str, arguments)],
         capture_output=True, text=True, timeout=GUARD, check=False,
     )  # fmt: skip
-    return done.stdout + done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
 def kept_alone(stage: Stage, **plan: object) -> None:
@@ -36,17 +37,18 @@ def kept_alone(stage: Stage, **plan: object) -> None:
     assert stage.never_waited()
 
 
-def test_no_hub_at_all_then_sync(stage: Stage) -> None:
-    """A training that nobody ever heard ends at once; its journal is delivered later, whole, and goes."""
-    kept_alone(stage, interval=0.0002, sample_every=100, sample_bytes=20_000)
+@pytest.mark.parametrize("durability", ["memory", "process"])
+def test_no_hub_at_all_then_sync(stage: Stage, durability: str) -> None:
+    """A training that nobody ever heard ends at once; ``sync`` delivers its journal whole, and ``verify`` agrees."""
+    kept_alone(stage, interval=0.0002, sample_every=100, sample_bytes=20_000, init={"durability": durability})
     waiting = len(stage.journals())
-    hub = stage.hub()
-    said = sync()
-    hub.counts()
+    synced, verified = fitwire("sync"), fitwire("verify", "last")
 
     assert waiting == 1
-    assert stage.is_whole(), (stage.figures, said)
+    assert synced[0] == 0, synced
+    assert stage.is_whole(), (stage.figures, synced)
     assert stage.account().ends == ["finished"]
+    assert verified[0] == 0, verified
     assert stage.journals() == []
 
 
@@ -58,8 +60,7 @@ def test_bit_flips_in_the_journal(stage: Stage) -> None:
     flips = pick(5, 40)
     for _ in range(flips):
         flip_a_bit(stage, segments)
-    stage.hub()
-    said = sync()
+    _, said = fitwire("sync")
     verdict, account = stage.judge(), stage.account()
     numbers = [number for _, number in account.samples]
     told = account.missing + sum(account.dropped.values())
@@ -202,7 +203,6 @@ def test_small_disk_and_no_hub(stage: Stage, small_disk: Path, durability: str) 
 
 def wait_for_samples(stage: Stage, sampled: int) -> list[int]:
     """Wait until every sample, or its tombstone, is in the store."""
-    from helpers import until
 
     def told() -> bool:
         account = stage.account()
@@ -241,11 +241,18 @@ def test_quota(stage: Stage, durability: str) -> None:
     assert stage.never_waited()
 
 
-@pytest.mark.skipif(os.environ.get("FITWIRE_SOAK") is None, reason="a figure of a soak: an hour without a hub")
+@pytest.mark.skipif(not SOAK, reason="one of a soak's: an hour at 1 kHz, as fast as it goes")
 def test_an_hour_without_a_hub(stage: Stage) -> None:
-    """3.6 million records wait on disk; memory does not grow with them, and they are delivered afterwards."""
-    kept_alone(stage, count=3_600_000, interval=0.0)
+    """3.6 million records wait on disk, not in memory, and are delivered afterwards."""
+    trainer = stage.trainer(count=3_600_000, interval=0.0, flush=0.0, ending="wait")
+    trainer.reach(100_000)
+    watched = psutil.Process(trainer.pid)
+    base = watched.memory_info().rss
+    trainer.expect("logged")
+    grown = watched.memory_info().rss - base
     stage.hub()
-    sync()
+    verdict = stage.settle(GUARD)
+    stage.figures["grown_mb"] = round(grown / 1e6, 1)
 
-    assert stage.settle(GUARD).lost == 0
+    assert (verdict.lost, verdict.faults) == (0, {})
+    assert grown < 150e6

@@ -122,7 +122,7 @@ def test_bit_flips_anywhere(stage: Stage, hub: Hub, line: BadLine) -> None:
     """Flips that hit ZeroMQ's own framing may cost the connection, never a record, nor a right value."""
     trainer = train(stage, line, interval=pick(0.001, 0.003))
     trainer.reach(500)
-    line.scramble_every = 50_000
+    line.scramble_every = 15_000
     trainer.reach(8000)
     line.scramble_every = 0
     done = is_done(stage, hub, line, trainer)

@@ -6,7 +6,9 @@ import signal
 import time
 from collections import Counter
 
-from faults.harness import GONE, Hub, Stage, Trainer, pick
+import pytest
+
+from faults.harness import GONE, SEEDS, Hub, Stage, Trainer, pick
 from faults.proxy import BadLine
 from helpers import free_port
 
@@ -14,6 +16,12 @@ RANKS = pick(6, 50)
 SECONDS = pick(25.0, 1800.0)
 EVERY = pick(1.5, 5.0)
 """Seconds between two faults."""
+
+
+@pytest.fixture
+def seed() -> int:
+    """Half an hour once, not three times."""
+    return SEEDS[0]
 
 
 class Job:
