@@ -40,6 +40,8 @@ MAX_SEGMENTS = 65_536
 MAX_HOLE = 2**24
 """Missing records that damage explains: a budget's worth of them. Numbers beyond such a hole are no continuation."""
 OPEN_FILES = 8
+SEALED = 2**63 - 1
+"""A mark beyond any counter: all that the ring had is in entries."""
 LAST_BLOCKS = 8
 """From the end of the record lane, in which its end is looked for: gauges may follow it."""
 
@@ -160,6 +162,8 @@ class Journal:
             or not os.path.lexists(self.path / RING)
         ):
             return None
+        if self._taken >= SEALED:
+            return []
         heads = list(self._marked)
         try:
             tail = recover(self.path, self.about.sender, after=self._taken, firsts=[heads[0] + 1, heads[1] + 1])
@@ -310,9 +314,8 @@ class Journal:
         for lane in (BULK, RECORDS):
             own = [block for block in made if block.lane == lane]
             if own:
-                # All of the ring is in entries now: a mark beyond any counter says so.
                 flags = MARK if lane == RECORDS else 0
-                self._write(lane, [encode_entry(b, 2**63 - 1, heads[BULK], flags if b is own[-1] else 0) for b in own])
+                self._write(lane, [encode_entry(b, SEALED, heads[BULK], flags if b is own[-1] else 0) for b in own])
         self.rescan()
 
     def _write(self, lane: int, entries: Sequence[bytes]) -> None:
