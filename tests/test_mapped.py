@@ -41,6 +41,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this
 # -- the promise
 
 
+ROW_BYTES = 144
+"""Of a row of two values."""
 RETURNED, BEGUN, TAKEN = range(3)
 KILLS = 30
 
@@ -131,7 +133,7 @@ def test_no_record_whose_call_returned_is_lost_by_a_kill(tmp_path: Path, keeps_u
         assert len(under_way) <= 1
         assert not set(faults) - {"held"}
         longest = max(longest, returned)
-    assert longest > (3 * SMALL // 60 if keeps_up else 100)  # several laps
+    assert longest > (3 * SMALL // ROW_BYTES if keeps_up else 100)  # several laps
 
 
 def test_what_returned_on_many_threads_keeps_the_queues_order(tmp_path: Path) -> None:
@@ -163,14 +165,15 @@ def test_what_returned_on_many_threads_keeps_the_queues_order(tmp_path: Path) ->
 
 
 class Logging:
-    """A number that logs when it is read, as a signal handler may at that moment."""
+    """A number that logs when it is first read, as a signal handler may at that moment."""
 
     def __init__(self, *records: Any, value: float = 0.5) -> None:
         self.log: Callable[[Any], None] = lambda record: None
         self.records, self.value = records, value
 
     def __float__(self) -> float:
-        for record in self.records:
+        records, self.records = self.records, ()
+        for record in records:
             self.log(record)
         return self.value
 
@@ -284,7 +287,7 @@ def test_a_ctrl_c_at_any_place_leaves_ring_and_queue_alike(tmp_path: Path, kind:
         number += 1
         folder = tmp_path / str(number)
         folder.mkdir()
-        ring = ring_with(folder, [row(step) for step in range(SMALL // 72 if kind == "spilled" else 3)])
+        ring = ring_with(folder, [row(step) for step in range(SMALL // ROW_BYTES if kind == "spilled" else 3)])
         first = len(ring.queue)
         record = Log(time=1.0, rank=2, step=10_000, text="x") if kind == "event" else row(10_000)
         more = interrupted_at(ring, record, number)
@@ -299,7 +302,7 @@ def test_a_ctrl_c_at_any_place_leaves_ring_and_queue_alike(tmp_path: Path, kind:
         # Where the call was cut before its write, a tombstone may stand for it; no returned call is touched.
         assert came == queued or came == [-1 if step == 10_000 else step for step in queued], number
         ring.close()
-    assert number > 6
+    assert number > 5
 
 
 # -- room
@@ -349,8 +352,8 @@ def test_late_files_are_bounded_and_what_goes_beyond_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing waits, nothing that was kept is overwritten, and the queue has all."""
-    monkeypatch.setattr(mapped, "SPILL_BYTES", 50 * 72)
-    full = SMALL // 72
+    monkeypatch.setattr(mapped, "SPILL_BYTES", 50 * ROW_BYTES)
+    full = SMALL // ROW_BYTES
     ring = ring_with(tmp_path, [row(step) for step in range(full + 80)])
 
     assert ring.unkept == 30 and len(ring.queue) == ring.last == full + 80
@@ -449,7 +452,7 @@ def test_a_row_whose_device_is_late_is_kept_when_it_is_read(tmp_path: Path) -> N
     """At its own place, before it counts as settled."""
     ring = Ring(tmp_path, WHO, deque(), SMALL)
     pending = Pending(lambda *_: None)
-    pending.filled = ring.fill
+    pending.keep = ring.fill
     devices = [Device(float(i)) for i in range(4)]
     for i, device in enumerate(devices):
         ring.append(pending.add((1.0, 2 * i, None, None, "batch", {"late": Late(device), "b": 1.0})))
@@ -468,7 +471,7 @@ def test_a_row_whose_device_is_late_is_kept_when_it_is_read(tmp_path: Path) -> N
 
 def test_a_late_row_that_finds_no_room_is_kept_when_it_is_read(tmp_path: Path) -> None:
     """Likewise one whose names cannot stand in the ring."""
-    ring = ring_with(tmp_path, [row(step) for step in range(SMALL // 72)])
+    ring = ring_with(tmp_path, [row(step) for step in range(SMALL // ROW_BYTES)])
     first = ring.last
     lates = [LateRow(row(5000, a=1.0)), LateRow((1.0, 5001, None, None, "batch", {5: 1.0}))]
     for late in lates:
@@ -595,9 +598,9 @@ def test_after_the_end_records_are_in_memory_only(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
-    """The memory is its parent's; even a lock that was held at the fork does not hang it."""
+    """The memory is its parent's; not even a call that was under way at the fork hangs it."""
     ring = ring_with(tmp_path, [row(0)])
-    ring._lock.acquire()  # pyright: ignore[reportPrivateUsage]
+    ring._busy = True  # pyright: ignore[reportPrivateUsage]
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
@@ -608,7 +611,7 @@ def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
             os._exit(0)
         os._exit(1)
     _, status = os.waitpid(child, 0)
-    ring._lock.release()  # pyright: ignore[reportPrivateUsage]
+    ring._busy = False  # pyright: ignore[reportPrivateUsage]
     ring.append(row(1))
 
     assert os.waitstatus_to_exitcode(status) == 0
@@ -620,7 +623,7 @@ def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_row_of_floats_makes_no_system_call(tmp_path: Path) -> None:
-    """One call of ours; the rest packs, sums and appends. No file, no other lock, no encoding."""
+    """One call of ours; the rest packs and appends. No file, no lock, no encoding."""
     ring = ring_with(tmp_path, [row(0)])
     record = row(1)
     found: Counter[str] = Counter()
@@ -638,10 +641,9 @@ def test_a_row_of_floats_makes_no_system_call(tmp_path: Path) -> None:
     finally:
         sys.setprofile(None)
         gc.enable()
-    for name in ("setprofile", "__enter__", "__exit__"):
-        found.pop(name, None)
+    found.pop("setprofile", None)
 
-    assert found == {"append": 2, "values": 1, "pack": 1, "crc32": 1, "pack_into": 1}
+    assert found == {"append": 2, "values": 1, "pack_into": 1}
     assert steps(recovered(tmp_path)[0]) == [0, 1]
 
 

@@ -1,10 +1,11 @@
 """The mapped ring's one format, and how what it holds is found again when its trainer is gone.
 
 With ``durability="process"`` each call packs its record into this file before it returns; the journal's marks say up to
-which counter all of it lies in blocks, and the rest is made into blocks here. A record begins with its length and ends
-with its checksum, which is written last: one that was torn is none. What found no room lies in *late files* beside the
-ring, records one after the other in the same form. Nothing is believed: a bad byte costs the record it hit, and no file
-makes this reader hold more than :data:`MAX_RING` and :data:`MAX_LATE` bytes. Writing is ``train/mapped.py``'s.
+which counter all of it lies in blocks, and the rest is made into blocks here. A row stands twice, and the second is
+written last: to write it again costs less than any checksum. What is no row ends with a CRC32. So a record that was
+torn is none. What found no room lies in *late files* beside the ring, records one after the other in the same form.
+Nothing is believed: a bad byte costs the record it hit, and no file makes this reader hold more than :data:`MAX_RING`
+and :data:`MAX_LATE` bytes. Writing is ``train/mapped.py``'s.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ NAME_HEAD = struct.Struct("<4sIII")
 NAME_MAGIC = b"FWrn"
 """Of one metric set: magic, its number, bytes of text, CRC32 of text and number; the text follows."""
 
-HEAD = struct.Struct("<4sIQHH")
-"""Of a record: magic, bytes in all, counter, kind, metric set."""
+HEAD = struct.Struct("<4sIIHHQ")
+"""Of a record: magic, seed of the ring's checksums, bytes in all, kind, metric set, counter."""
 MAGIC = b"FWrr"
 AT = struct.Struct("<4d")
 """Time, step, epoch, batch."""
 ROW, HELD, THING, LARGE = 1, 2, 3, 4
-"""A row of floats; a row whose values come later; blocks; blocks whose own checksums have to do."""
+"""A row of floats, twice; a row whose values come later; blocks; blocks whose own checksums have to do."""
 
 LATE = "late-"
 """File of records that found no room, with the counter of its first."""
@@ -98,46 +99,56 @@ class Shape:
     Args:
         number: Of the set in the names' area.
         width: Metrics in a row.
+        seed: Of the checksums.
 
     Attributes:
         size: Bytes of a row's record; of a held one :attr:`held_size`.
-        pack: ``pack(MAGIC, size, counter, ROW, number, time, step, epoch, batch, *values)``, all but the checksum.
-        seal: ``seal(buffer, at, packed, checksum)`` lays that down; the checksum is written last.
+        head: How a row's record begins.
+        pack_into: ``pack_into(buffer, at, *half, *half)`` with ``head, counter, time, step, epoch, batch, *values`` for
+            a half.
+        pack: Likewise into bytes.
     """
 
-    def __init__(self, number: int, width: int) -> None:
-        bare = HEAD.size + AT.size + 8 * width
-        self.number, self.width = number, width
+    def __init__(self, number: int, width: int, seed: int) -> None:
+        self.number, self.width, self.seed = number, width, seed
         self.values_at = HEAD.size + AT.size
-        self.size = bare + CRC.size
-        self.held_size = bare + 3 * CRC.size
-        self.pack = struct.Struct(f"<4sIQHH4d{width}d").pack
-        self.seal = struct.Struct(f"<{bare}sI").pack_into
-        self._late = struct.Struct(f"<{width}d")
-        self._late_seal = struct.Struct(f"<{8 * width}sI").pack_into
-        assert self.size % ALIGN == 0 and self.held_size % ALIGN == 0
+        half = self.values_at + 8 * width
+        self.size = 2 * half
+        self.held_size = half + 2 * CRC.size
+        self.head = HEAD.pack(MAGIC, seed, self.size, ROW, number, 0)[:16]
+        row = struct.Struct(f"<16sQ{4 + width}d16sQ{4 + width}d")
+        self.pack_into, self.pack = row.pack_into, row.pack
+        self._values = struct.Struct(f"<{width}d")
+        self._seal = struct.Struct(f"<{8 * width}sI").pack_into
+        assert row.size == self.size and self.size % ALIGN == self.held_size % ALIGN == 0
 
-    def hold(self, buffer: Buffer, at: int, counter: int, seed: int, where: Sequence[float]) -> None:
+    def hold(self, buffer: Buffer, at: int, counter: int, where: Sequence[float]) -> None:
         """Write a record whose values come later; ``where`` is its time, step, epoch and batch."""
         view = memoryview(buffer)
         view[at : at + self.held_size] = bytes(self.held_size)
-        head = HEAD.pack(MAGIC, self.held_size, counter, HELD, self.number) + AT.pack(*where)
-        crc = zlib.crc32(head, seed)
+        head = HEAD.pack(MAGIC, self.seed, self.held_size, HELD, self.number, counter) + AT.pack(*where)
+        crc = zlib.crc32(head, self.seed)
         # No values are in it yet, whatever checksum zeros may have.
         CRC.pack_into(view, at + self.held_size - 2 * CRC.size, ~zlib.crc32(bytes(8 * self.width), crc) & 0xFFFFFFFF)
         CRC.pack_into(view, at + self.held_size - CRC.size, crc)
         view[at : at + len(head)] = head
 
-    def fill(self, buffer: Buffer, at: int, seed: int, values: Sequence[float]) -> None:
+    def fill(self, buffer: Buffer, at: int, values: Sequence[float]) -> None:
         """Add the values of a held record."""
         view = memoryview(buffer)
-        blob = self._late.pack(*values)
-        crc = zlib.crc32(blob, zlib.crc32(view[at : at + self.values_at], seed))
-        self._late_seal(view, at + self.values_at, blob, crc)
+        blob = self._values.pack(*values)
+        crc = zlib.crc32(blob, zlib.crc32(view[at : at + self.values_at], self.seed))
+        self._seal(view, at + self.values_at, blob, crc)
 
-    def values(self, data: Buffer) -> tuple[float, ...]:
+    def is_filled(self, data: memoryview) -> bool:
+        """Whether a held record has its values."""
+        end = self.values_at + 8 * self.width
+        crc = zlib.crc32(data[self.values_at : end], zlib.crc32(data[: self.values_at], self.seed))
+        return CRC.unpack_from(data, end)[0] == crc
+
+    def values(self, data: memoryview) -> tuple[float, ...]:
         """Values of a record that was found good."""
-        return self._late.unpack_from(data, self.values_at)
+        return self._values.unpack_from(data, self.values_at)
 
 
 def encode_head(sender: Identity, ring_bytes: int, seed: int) -> bytes:
@@ -175,7 +186,7 @@ def encode_thing(blocks: Sequence[Block], counter: int, seed: int, *, checked: b
     bare = HEAD.size + sum(map(len, packed)) + CRC.size
     size = -(-bare // ALIGN) * ALIGN
     kind = THING if checked else LARGE
-    head = HEAD.pack(MAGIC, size, counter, kind, 0)
+    head = HEAD.pack(MAGIC, seed, size, kind, 0, counter)
     packed.append(bytes(size - bare))
     crc = zlib.crc32(head, seed)
     if checked:
@@ -294,18 +305,18 @@ def _read_names(data: memoryview, seed: int) -> Iterator[tuple[int, tuple[Shape,
         words = cast("list[object]", names) if isinstance(names, list) else [None]
         good = all(isinstance(word, str) and 0 < len(word) <= MAX_NAME for word in words)
         if good and len(set(words)) == len(words) and per in get_args(Per):
-            yield number, (Shape(number, len(words)), cast(Per, per), cast("tuple[str, ...]", tuple(words)))
+            yield number, (Shape(number, len(words), seed), cast(Per, per), cast("tuple[str, ...]", tuple(words)))
 
 
 def _scan(data: memoryview, seed: int, faults: Counter[str]) -> Iterator[_Found]:
-    """Every record with a good checksum; those that were overwritten in part are none."""
+    """Every record that is whole; those that were overwritten in part are none."""
     raw = bytes(data)  # a memoryview cannot be searched
     left = WORK * len(raw)
     at = raw.find(MAGIC)
     while at >= 0:
         size = _good(data, at, seed) if at % ALIGN == 0 else 0
         if size > 0:
-            _, _, counter, kind, number = HEAD.unpack_from(data, at)
+            *_, kind, number, counter = HEAD.unpack_from(data, at)
             yield _Found(counter, kind, number, data[at : at + size])
         left += size  # negative for a checksum that was computed in vain
         if left < 0:
@@ -315,17 +326,19 @@ def _scan(data: memoryview, seed: int, faults: Counter[str]) -> Iterator[_Found]
 
 
 def _good(data: memoryview, at: int, seed: int) -> int:
-    """Bytes of the record at ``at``; what looking for one cost, negative, when there is none."""
+    """Bytes of the record at ``at``; what looking cost, negative, when there is none."""
     if at + HEAD.size > len(data):
         return 0
-    _, size, _, kind, _ = HEAD.unpack_from(data, at)
-    if size % ALIGN or size < HEAD.size + CRC.size or at + size > len(data) or not ROW <= kind <= LARGE:
+    _, whose, size, kind, _, _ = HEAD.unpack_from(data, at)
+    if whose != seed or size % ALIGN or size < HEAD.size + CRC.size or at + size > len(data):
         return 0
-    uncovered = size - CRC.size
-    covered: int = HEAD.size + AT.size if kind == HELD else HEAD.size if kind == LARGE else uncovered
-    if covered > uncovered:
+    if kind == ROW:
+        half = size // 2
+        return size if data[at : at + half] == data[at + half : at + size] else -size
+    covered: int = {HELD: HEAD.size + AT.size, THING: size - CRC.size, LARGE: HEAD.size}.get(kind, size)
+    if covered > size - CRC.size:
         return 0
-    (crc,) = CRC.unpack_from(data, at + uncovered)
+    (crc,) = CRC.unpack_from(data, at + size - CRC.size)
     return size if zlib.crc32(data[at : at + covered], seed) == crc else -covered
 
 
@@ -373,18 +386,11 @@ def _assemble(made: _Assembler, found: _Found, ring: _Ring, faults: Counter[str]
         faults["damaged"] += 1
         made.bury(1, DAMAGED)
         return
-    if found.kind == HELD and not _is_filled(found.data, shape, ring.seed):
+    if found.kind == HELD and not shape.is_filled(found.data):
         faults["held"] += 1
         made.bury(1, "its device had not computed it when the trainer was killed")
         return
     made.row(known[1], known[2], AT.unpack_from(found.data, HEAD.size), shape.values(found.data))
-
-
-def _is_filled(data: memoryview, shape: Shape, seed: int) -> bool:
-    end = shape.values_at + 8 * shape.width
-    return CRC.unpack_from(data, end)[0] == zlib.crc32(
-        data[shape.values_at : end], zlib.crc32(data[: shape.values_at], seed)
-    )
 
 
 def _messages(data: memoryview, sender: Identity) -> list[Any]:

@@ -1,11 +1,16 @@
 """``durability="process"``: each record packed into mapped memory inside the call that logs it, so no kill can lose it.
 
-:meth:`Ring.append` stands in the place of the queue's own: under one lock, which nobody else wants for long, it counts
-the record, packs it and appends it. So the n-th record in the ring is the n-th in the queue, and the I/O thread, which
-counts what it takes, can say up to which one the journal has all, and where the ring may be used again. A
-row of floats makes no system call. What finds no room, or is large, goes to a file by one write, which a kill cannot
-unsay either. The form of the bytes is ``journal/ring.py``'s. Longer than most files here: what may be interrupted at
-any byte is read best on one page.
+:meth:`Ring.append` stands in the place of the queue's own: one call at a time it counts the record, packs it and
+appends it. So the n-th record in the ring is the n-th in the queue, and the I/O thread, which counts what it takes, can
+say up to which one the journal has all, and where the ring may be used again. A row of floats makes no system call and
+takes no lock. What finds no room, or is large, goes to a file by one write, which a kill cannot unsay either. The form
+of the bytes is ``journal/ring.py``'s.
+
+One call at a time: nothing comes between the two halves of ``busy, self._busy = self._busy, True``, because Python
+looks for signals and other threads behind calls, where functions begin and where loops turn, and nowhere else. A lock
+would cost half as much again when caches are cold. A Python without its interpreter lock gets no ring.
+
+Longer than most files here: what may be interrupted at any byte is read best on one page.
 """
 
 from __future__ import annotations
@@ -14,14 +19,14 @@ import errno
 import itertools
 import mmap
 import os
-import threading
+import sys
+import time
 import weakref
-import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fitwire.errors import EncodeError
 from fitwire.events import MAX_NAME, Event, Per
@@ -29,25 +34,23 @@ from fitwire.journal.layout import ELSEWHERE, RING, file_system, shared_home
 from fitwire.journal.ring import (
     INNER,
     LATE,
-    MAGIC,
     NAMES_AT,
     NAMES_BYTES,
     RING_AT,
-    ROW,
     Shape,
     encode_head,
     encode_names,
     encode_thing,
 )
 from fitwire.protocol.blocks import Block, Buffer, Identity
-from fitwire.train.packer import MAX_BYTES, MAX_NAME_BYTES, Packer, Row
+from fitwire.train.packer import MAX_BYTES, MAX_NAME_BYTES, Packer
 from fitwire.train.pending import LateRow
 from fitwire.transport.process import private_folder
 
 __all__ = ["Ring"]
 
 SIZE = 4 * 2**20
-"""Some 47,000 rows of four values; the journal takes them every 20 ms."""
+"""Some 23,000 rows of four values; the journal takes them every 20 ms."""
 SAFE = {"ext2", "ext3", "ext4", "xfs", "tmpfs"}
 """File systems that write a page where it was allocated. On others (btrfs, zfs, overlays, a network's) writing to a
 mapped page may need room that is not there, and the answer is a signal that ends the training."""
@@ -62,7 +65,10 @@ MAX_PLACES = 1024
 FILE_BYTES = 2**20
 """A late file is closed beyond, so that it can go when its records are in the journal."""
 PATIENCE = 0.010
-"""Seconds that the I/O thread waits for the lock, which is held for a microsecond."""
+"""Seconds that the I/O thread waits for a call that is under way; it comes again."""
+OTHERS = 10.0
+"""Seconds that a call waits for another thread's, which may be writing a large sample to a slow disk."""
+NAP = 0.00005
 NAN = float("nan")
 
 
@@ -83,6 +89,16 @@ class _Place:
     at: int | None
     shape: Shape | None
 
+
+_Form = tuple[tuple[Any, ...] | None, str, Callable[..., None], bytes, int]
+"""What the last row was like: names, per, how it is packed, how it begins, its bytes; one load on the hot path."""
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("no row has these names")
+
+
+NO_FORM: _Form = (None, "", _never, b"", 0)
 
 _open: weakref.WeakSet[Ring] = weakref.WeakSet()
 
@@ -134,8 +150,6 @@ class Ring:
         self._seed = int.from_bytes(os.urandom(4), "little")
         self._map = self._make()
         self._view = memoryview(self._map)[RING_AT:]
-        # Reentrant: a signal handler that logs must not wait for the call that it interrupted.
-        self._lock = threading.RLock()
         self._busy = self._dead = False
         self.last = self._noted = 0
         # Counted and kept, not yet known to be in the queue: only a Ctrl-C in that moment leaves it here.
@@ -146,8 +160,7 @@ class Ring:
         self._places: deque[tuple[int, int]] = deque()
         self._sets: dict[tuple[Any, ...], Shape | None] = {}
         self._names_at = NAMES_AT
-        self._per, self._names = "batch", cast("tuple[Any, ...] | None", None)
-        self._shape: Shape | None = None
+        self._form: _Form = NO_FORM
         self._held: dict[int, _Place] = {}
         self._inner: deque[tuple[Any, str | None, int]] = deque()
         self._inners = itertools.count(1)
@@ -161,6 +174,8 @@ class Ring:
     def _make(self) -> mmap.mmap:
         if not hasattr(os, "posix_fallocate"):
             raise OSError("this system cannot reserve a file's room")
+        if not getattr(sys, "_is_gil_enabled", lambda: True)():
+            raise OSError("this Python runs without its interpreter lock")
         if file_system(self._folder) not in SAFE:
             home = shared_home(self._folder)
             if file_system(home.parent.parent) != "tmpfs":
@@ -219,52 +234,63 @@ class Ring:
 
         Never waits for a disk that has no room, and raises nothing of its own: what cannot be kept is counted.
         """
-        with self._lock:
-            if self._busy:
-                self._interrupt(record)
-                return
+        busy, self._busy = self._busy, True
+        if busy and not self._enter(OTHERS):
+            self._interrupt(record)
+            return
+        try:
+            time, step, epoch, batch, per, values = record
+            names, same, pack_into, head, size = self._form
+            if tuple(values) != names or per != same:
+                _, _, pack_into, head, size = self._form_of(per, tuple(values))
+            stop = self._at + size
+            if stop > self._limit:
+                stop = self._find_room(size)
+            counter = self.last + 1
+            half = (
+                head, counter, time, step, NAN if epoch is None else epoch, NAN if batch is None else batch,
+                *values.values(),
+            )  # fmt: skip
+            if stop:
+                pack_into(self._view, stop - size, *half, *half)
+                # Not before it is packed, and with no call between, so that a Ctrl-C finds all of it or nothing.
+                self._at, self.last, self._step = stop, counter, record
+            else:
+                blob = bytearray(size)
+                pack_into(blob, 0, *half, *half)
+                self.last, self._step = counter, record
+                self._spill([bytes(blob)], counter)
+            self.queue.append(record)
+            self._step = None
+        except Exception:  # no row, or a value that is no float after all: as the packer mends it
+            if self._step is None:
+                self._append_other(record)
+        finally:
             try:
-                self._busy = True
-                if type(record) is not tuple:
-                    self._append_other(record)
-                    return
-                row: Row = record  # pyright: ignore[reportUnknownVariableType, reportAssignmentType]
-                time, step, epoch, batch, per, values = row
-                names = tuple(values)
-                shape = self._shape if names == self._names and per == self._per else self._shape_of(per, names)
-                if shape is None:
-                    self._append_thing(record)
-                    return
-                counter = self.last + 1
-                blob = shape.pack(
-                    MAGIC, shape.size, counter, ROW, shape.number, time, step,
-                    NAN if epoch is None else epoch, NAN if batch is None else batch, *values.values(),
-                )  # fmt: skip
-                crc = zlib.crc32(blob, self._seed)
-                stop = self._at + shape.size
-                if stop > self._limit:
-                    stop = self._find_room(shape.size)
-                if stop:
-                    shape.seal(self._view, stop - shape.size, blob, crc)
-                    # Not before it is sealed, and with no call between, so that a Ctrl-C finds all of it or nothing.
-                    self._at, self.last, self._step = stop, counter, record
-                else:
-                    self.last, self._step = counter, record
-                    self._spill([blob, crc.to_bytes(4, "little")], counter)
-                self.queue.append(record)
-                self._step = None
-            except Exception:  # a value that is no float after all: as the packer mends it
-                if self._step is None:
-                    self._append_thing(record)
-            finally:
-                self._busy = False
                 if self._step is not None or self._inner:
                     self._mend()
+            finally:
+                self._busy = False
+
+    def _enter(self, patience: float) -> bool:
+        """Wait until no other call is under way, and begin one; False at once if this very thread is inside one."""
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        while (frame := frame.f_back) is not None:
+            if frame.f_code in _ENTERED and frame.f_locals.get("self") is self:
+                return False
+        end = time.monotonic() + patience
+        while True:
+            busy, self._busy = self._busy, True
+            if not busy:
+                return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(NAP)
 
     def _append_other(self, record: Any) -> None:
         if isinstance(record, LateRow):
             self._hold(record)
-        elif isinstance(record, Event):
+        elif isinstance(record, (tuple, Event)):
             self._append_thing(record)
         else:
             self.queue.append(record)
@@ -305,7 +331,7 @@ class Ring:
             stop = self._find_room(shape.held_size) if shape is not None else 0
             if shape is not None and stop:
                 where = (time, step, NAN if epoch is None else epoch, NAN if batch is None else batch)
-                shape.hold(self._view, stop - shape.held_size, counter, self._seed, where)
+                shape.hold(self._view, stop - shape.held_size, counter, where)
                 place.at, place.shape = stop - shape.held_size, shape
         except Exception:  # a step or epoch that is no number
             stop = 0
@@ -321,12 +347,11 @@ class Ring:
             return
         try:
             if place.at is not None and place.shape is not None:
-                place.shape.fill(self._view, place.at, self._seed, tuple(late.row[5].values()))
+                place.shape.fill(self._view, place.at, tuple(late.row[5].values()))
                 return
-            with self._lock:
-                name = f"{LATE}{place.counter}"
-                size = self._write_beside(name, self._pieces(late.row, place.counter))
-                self._files[name] = _File(place.counter, size)
+            name = f"{LATE}{place.counter}"
+            size = self._write_beside(name, self._pieces(late.row, place.counter))
+            self._files[name] = _File(place.counter, size)
         except Exception:
             self.unkept += 1
 
@@ -342,8 +367,15 @@ class Ring:
                 return None
             shape = self._new_set(per, names)
             self._sets[key] = shape
-        self._per, self._names, self._shape = per, names, shape
         return shape
+
+    def _form_of(self, per: Per, names: tuple[Any, ...]) -> _Form:
+        """Remember what rows are like now; one that cannot stand here fails where it is packed."""
+        shape = self._shape_of(per, names)
+        if shape is not None:
+            self._form = names, per, shape.pack_into, shape.head, shape.size
+            return self._form
+        return NO_FORM
 
     def _new_set(self, per: Per, names: tuple[Any, ...]) -> Shape | None:
         number = len(self._sets) + 1
@@ -359,7 +391,7 @@ class Ring:
         self._map[self._names_at + len(head) : end] = text
         self._map[self._names_at : self._names_at + len(head)] = head
         self._names_at = end
-        return Shape(number, len(names))
+        return Shape(number, len(names), self._seed)
 
     # -- room
 
@@ -449,17 +481,13 @@ class Ring:
         self._inner.append((record, name, size))
 
     def _mend(self) -> None:
-        """Put right what an interrupted call left; called with the lock held and no call under way."""
-        self._busy = True
-        try:
-            if (record := self._step) is not None:
-                self._step = None
-                if not (self.queue and self.queue[-1] is record):
-                    self.queue.append(record)
-            while self._inner:
-                self._adopt(*self._inner.popleft())
-        finally:
-            self._busy = False
+        """Put right what an interrupted call left, as the last thing in a call."""
+        if (record := self._step) is not None:
+            self._step = None
+            if not (self.queue and self.queue[-1] is record):
+                self.queue.append(record)
+        while self._inner:
+            self._adopt(*self._inner.popleft())
 
     def _adopt(self, record: Any, name: str | None, size: int) -> None:
         """Give a record that was logged inside another call its place."""
@@ -483,10 +511,11 @@ class Ring:
 
         To be called at every look: room is given back in steps from one call to the next.
         """
-        if not self._lock.acquire(timeout=PATIENCE):
+        busy, self._busy = self._busy, True
+        if busy and not self._enter(PATIENCE):
             return
+        gone: list[str] = []
         try:
-            self._busy = False  # whoever takes the lock from outside is in no call
             if self._step is not None or self._inner:
                 self._mend()
             self._note_place()
@@ -497,11 +526,11 @@ class Ring:
             if self._file is not None and self._files[self._file[1]].last <= upto:
                 self._close_file()
             current = self._file[1] if self._file is not None else ""
-            gone = [name for name, file in self._files.items() if file.last <= upto and name != current]
+            gone = [name for name, file in list(self._files.items()) if file.last <= upto and name != current]
             for name in gone:
                 self._spilled -= self._files.pop(name).nbytes
         finally:
-            self._lock.release()
+            self._busy = False
         for name in gone:
             (self.home / name).unlink(missing_ok=True)
 
@@ -520,11 +549,16 @@ class Ring:
         Args:
             keep: Leave the files: the journal does not hold all records.
         """
-        with self._lock:
-            self._dead = True
-            self._limit = -1
+        busy, self._busy = self._busy, True
+        entered = not busy or self._enter(PATIENCE)
+        if entered and (self._step is not None or self._inner):
+            self._mend()
+        self._dead = True
+        self._limit = -1
+        if entered:
             self._close_file()
-            files, self._files = list(self._files), {}
+            self._busy = False
+        files, self._files = list(self._files), {}
         _open.discard(self)
         if keep:
             return
@@ -536,4 +570,8 @@ class Ring:
         """Called in a forked child: the memory is the parent's."""
         self._dead = True
         self._limit = -1
-        self._lock = threading.RLock()
+        self._busy = False
+
+
+_ENTERED = {Ring.append.__code__, Ring.release.__code__, Ring.close.__code__}
+"""What a call is inside while it is under way."""
