@@ -184,11 +184,12 @@ def test_tail_ends_with_the_end(told: Path) -> None:
     lines = fitwire_says("tail", "broken", "-n", "4").stdout.splitlines()
     events = [json.loads(line) for line in fitwire_says("tail", "broken", "-n", "100", "--json").stdout.splitlines()]
 
-    assert "failed: boom" in lines[-1] and "half way" in lines[-2] and "pictures: image float32 [2, 8, 8]" in lines[-3]
+    assert "failed: boom" in lines[-1] and "half way" in lines[-3] and "pictures: image float32 [2, 8, 8]" in lines[-4]
+    assert "cost " in lines[-2] and "fitwire/" not in lines[-2]
     assert [event["event"] for event in events if event["event"] != "metrics" or event["per"] == "batch"] == [
         "run_started", *["metrics"] * 5, "epoch_ended", "epoch_ended", "sample", "log", "run_ended",
     ]  # fmt: skip
-    assert events[-3]["arrays"] == {"image": {"dtype": "<f4", "shape": [2, 8, 8]}}
+    assert events[-4]["arrays"] == {"image": {"dtype": "<f4", "shape": [2, 8, 8]}}
     assert fitwire_says("tail", "broken", "-n", "0").stdout == ""
 
 
@@ -270,7 +271,8 @@ def test_watching_through_a_pipe_is_plain_and_ends_with_the_run(fitwire_dir: Pat
     endless.communicate(timeout=30)
 
     assert (watch.returncode, errors) == (0, "")
-    assert text.splitlines()[-3:] == [
+    assert text.splitlines()[-1].startswith("digits  complete  cost ")
+    assert text.splitlines()[-4:-1] == [
         "digits  epoch 1  val_loss 0.3",
         "digits  epoch 2  val_loss 0.25",
         "digits  finished",

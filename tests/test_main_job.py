@@ -194,12 +194,12 @@ def test_a_stopped_trainer_is_not_lost(start: Start) -> None:
 
 
 def test_without_a_hub_a_training_ends_normally_and_says_what_was_lost(start: Start) -> None:
-    """It starts at once, never waits, and its last line says that nobody listened."""
+    """It starts at once, never waits, and its last line says that nobody listened, and where the records wait."""
     training = start(TRAINING.replace("run.flush(30)", ""), "alone", 200, 0)
     _, said = training.communicate(timeout=60)
 
     assert training.returncode == 0
-    assert "0 records delivered, 206 lost (nobody answered" in said
+    assert "0 records delivered, 207 wait in" in said
 
 
 def test_a_second_hub_cannot_take_a_living_ones_address(start: Start, fitwire_dir: Path) -> None:

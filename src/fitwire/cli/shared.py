@@ -6,13 +6,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 import numpy as np
 
 from fitwire.events import Alert, Described, Dropped, EpochEnded, Event, Log, Metrics, RunEnded, RunStarted, Sample
+from fitwire.meter import PREFIX, Meter
 from fitwire.views.display import NAME, display, display_value, number
 
 if TYPE_CHECKING:
@@ -139,7 +140,12 @@ def _values(event: Metrics) -> str:
 
 
 def _metrics(event: Metrics) -> str:
-    return f"{_values(event)}" if event.per == "time" else f"step {(event.step or 0):,}  {_values(event)}"
+    if event.per != "time":
+        return f"step {(event.step or 0):,}  {_values(event)}"
+    meter = Meter.of_gauges(lambda name: event.values.get(name, math.nan))
+    machine = {name: value for name, value in event.values.items() if not name.startswith(PREFIX)}
+    told = [_values(replace(event, values=machine))] if machine else []
+    return "  ".join(told if meter is None else [*told, str(meter)])
 
 
 def _epoch(event: EpochEnded) -> str:
