@@ -95,12 +95,30 @@ def test_nan_infinities_and_signed_zero_are_exact() -> None:
     assert heard.tobytes() == np.array(values).tobytes()
 
 
-def test_rows_of_one_set_of_metrics_share_a_block_of_at_most_256() -> None:
-    """As columns: 1,000 rows take 4 blocks and about 8 bytes a number."""
-    blocks = packed([row(i, {"loss": 0.5, "accuracy": 0.25}) for i in range(1000)])
+def test_rows_of_one_set_of_metrics_share_a_block_of_at_most_1024() -> None:
+    """As columns: 4,000 rows take 4 blocks and about 8 bytes a number."""
+    blocks = packed([row(i, {"loss": 0.5, "accuracy": 0.25}) for i in range(4000)])
 
-    assert [block.count for block in blocks] == [MAX_ROWS] * 3 + [1000 - 3 * MAX_ROWS]
-    assert sum(block.nbytes for block in blocks) < 1000 * 6 * 8 + 4 * 500
+    assert [block.count for block in blocks] == [MAX_ROWS] * 3 + [4000 - 3 * MAX_ROWS]
+    assert sum(block.nbytes for block in blocks) < 4000 * 6 * 8 + 4 * 500
+
+
+@pytest.mark.parametrize("odd", [0, 1, 700, 1023, 1024, 2999])
+@pytest.mark.parametrize("how", ["names", "order", "per", "event"])
+def test_one_record_that_is_unlike_its_neighbours_keeps_its_place(odd: int, how: str) -> None:
+    """Rows that are alike are packed many at a time; what stands between them is not lost in them."""
+    records: list[Any] = [row(i, {"loss": float(i), "accuracy": 0.25}) for i in range(3000)]
+    other: dict[str, Any] = {
+        "names": row(odd, {"loss": float(odd)}), "order": row(odd, {"accuracy": 0.25, "loss": float(odd)}),
+        "per": (*row(odd, {"loss": float(odd), "accuracy": 0.25})[:4], "epoch", {"loss": float(odd), "accuracy": 0.25}),
+        "event": Log(text="hello"),
+    }  # fmt: skip
+    records[odd] = other[how]
+    heard = said(packed(records))
+
+    assert [i for i, event in enumerate(heard) if isinstance(event, Log)] == ([odd] if how == "event" else [])
+    assert [i for i, event in enumerate(heard) if isinstance(event, EpochEnded)] == ([odd] if how == "per" else [])
+    assert all(event.values["loss"] == i for i, event in enumerate(heard) if isinstance(event, Metrics))
 
 
 def test_a_step_with_very_many_metrics_is_split_into_records() -> None:

@@ -7,7 +7,8 @@ put right here, so that no block is made that a hub would refuse: it would be se
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,8 +21,8 @@ from fitwire.train.values import MAX_WHOLE, as_whole, plain_text
 
 __all__ = ["MAX_ROWS", "Packer", "Row"]
 
-MAX_ROWS = 256
-"""Records in a block."""
+MAX_ROWS = 1024
+"""Records in a block: a loop that logs as fast as it can fills it, and a block costs each end as much as 500 rows."""
 MAX_BYTES = 48 * 2**10
 """A block closes when its values, or what it says in frame 1, pass this: within 64 KiB with room for headers."""
 MAX_NAME_BYTES = 24 * 2**10
@@ -39,6 +40,11 @@ Row = tuple[float, int, int | None, int | None, Per, dict[str, Any]]
 The values belong to the row: nobody changes them any more, except that one still on its device is filled in. A plain
 tuple, because it is made on the hot path, and because the garbage collector lets go of plain tuples of numbers.
 """
+
+_FIELDS: list[Callable[[Row], Any]] = [operator.itemgetter(index) for index in range(6)]
+_TIME, _STEP, _EPOCH, _BATCH, _PER, _VALUES = _FIELDS
+_NAMES: Callable[[dict[str, Any]], tuple[str, ...]] = tuple
+_NUMBERS: Callable[[dict[str, Any]], Iterable[Any]] = operator.methodcaller("values")
 
 
 class Packer:
@@ -72,12 +78,45 @@ class Packer:
 
     def add(self, records: Sequence[Row | Event]) -> None:
         """Pack these, in order; everything is handed on before this returns."""
+        at = 0
+        while at < len(records):
+            taken = self._add_alike(records, at)
+            if not taken:
+                taken = min(MAX_ROWS, len(records) - at)
+                self._add_singly(records[at : at + taken])
+            at += taken
+        self._close_rows()
+        self._close()
+
+    def _add_alike(self, records: Sequence[Row | Event], at: int) -> int:
+        """Take what is there from ``at`` on as one part, if it is rows of one set; returns how many.
+
+        Costs the interpreter's lock, which the training needs: no line of Python is run for a single row.
+        """
+        first = records[at]
+        if type(first) is not tuple:
+            return 0
+        names = tuple(first[5])
+        rows = cast("Sequence[Row]", records[at : at + _limit(len(names))])
+        if set(map(type, rows)) != {tuple} or self._plan(names) is not None:
+            return 0
+        # A list of all their names would wake the garbage collector, for each block.
+        alike = all(map(names.__eq__, map(_NAMES, map(_VALUES, rows))))
+        if not alike or not all(map(first[4].__eq__, map(_PER, rows))):
+            return 0
+        self._close_rows()
+        self._per, self._names, self._limit = first[4], names, len(rows)
+        self._rows = list(rows)
+        self._close_rows()
+        return len(rows)
+
+    def _add_singly(self, records: Sequence[Row | Event]) -> None:
         for record in records:
             if not isinstance(record, tuple):
                 self._close_rows()
                 self._add_event(record)
                 continue
-            # A row costs the interpreter's lock, which the training needs: no call is made for one like the last.
+            # No call is made for a row like the last.
             rows = self._rows
             if record[4] != self._per or tuple(record[5]) != self._names:
                 self._add_odd_row(record)
@@ -86,8 +125,6 @@ class Packer:
             else:
                 self._close_rows()
                 self._rows.append(record)
-        self._close_rows()
-        self._close()
 
     # -- rows
 
@@ -99,7 +136,7 @@ class Packer:
         plan = self._plan(names)
         if plan is None:
             self._per, self._names = per, names
-            self._limit = max(1, min(MAX_ROWS, MAX_BYTES // (8 * (len(names) + 4))))
+            self._limit = _limit(len(names))
             self._rows.append(row)
             return
         for chosen in plan:
@@ -155,7 +192,7 @@ class Packer:
 
     def _numbers(self, rows: Sequence[Row], width: int) -> Array:
         """The values of rows of ``width`` metrics, ``(n, width)``; what is no number after all counts as NaN."""
-        every = itertools.chain.from_iterable(row[5].values() for row in rows)
+        every = itertools.chain.from_iterable(map(_NUMBERS, map(_VALUES, rows)))
         try:
             return np.fromiter(every, np.float64, len(rows) * width).reshape(len(rows), width)
         except Exception:  # a symbolic tensor, which a framework that rewrites code can let slip through
@@ -249,14 +286,21 @@ class Packer:
         self._append(block)
 
 
+def _limit(width: int) -> int:
+    """Rows of so many metrics in one block."""
+    return max(1, min(MAX_ROWS, MAX_BYTES // (8 * (width + 4))))
+
+
 def _index(rows: Sequence[Row]) -> Array:
     """Step, epoch, batch and time of each row, ``(n, 4)``; raises when one is no whole number that travels."""
-    times, steps, epochs, batches, _, _ = zip(*rows, strict=True)
-    index = np.empty((len(rows), 4))
-    index[:, 0], index[:, 3] = steps, times
-    for column, numbers in ((1, epochs), (2, batches)):
+    count = len(rows)
+    index = np.empty((count, 4))
+    index[:, 0] = np.fromiter(map(_STEP, rows), np.float64, count)
+    index[:, 3] = np.fromiter(map(_TIME, rows), np.float64, count)
+    for column, field in ((1, _EPOCH), (2, _BATCH)):
+        numbers = list(map(field, rows))
         absent = numbers.count(None)
-        index[:, column] = NAN if absent == len(rows) else [NAN if n is None else n for n in numbers]
+        index[:, column] = NAN if absent == count else [NAN if n is None else n for n in numbers]
     fits = np.abs(index[:, :3]) < MAX_WHOLE
     fits[:, 1:] |= np.isnan(index[:, 1:3])
     if not fits.all():
