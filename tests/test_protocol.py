@@ -46,7 +46,7 @@ LIMITS = {words(name)[0]: ast.literal_eval(value) for name, value, _ in table("n
 KINDS = {
     name: (int(number), who, words(fields)) for name, number, who, fields in table("kind", "number", "from", "fields")
 }
-OWN = {"project", "host", "host_key", "pid", "pid_started", "world_size", "fitwire", "can"}
+OWN = {"project", "host", "host_key", "pid", "pid_started", "world_size", "fitwire", "durability", "can"}
 """What a hello says of the run, not of the link."""
 
 
@@ -125,7 +125,7 @@ def heard_fields() -> dict[str, set[frozenset[str]]]:
     found: dict[str, set[frozenset[str]]] = defaultdict(set)
     for seed in range(6):
         back = LossyLink(0.2, seed=seed)
-        ends = Ends(history([3] * 9, [300_000]), LossyLink(0.2, seed=seed + 50), back)
+        ends = Ends(history([3] * 9, [3_000_000]), LossyLink(0.2, seed=seed + 50), back)
         carry = back.send
 
         def listen(frames: list[bytes], now: float, carry: object = carry) -> None:
@@ -134,10 +134,10 @@ def heard_fields() -> dict[str, set[frozenset[str]]]:
             carry(frames, now)  # type: ignore[operator]
 
         back.send = listen  # type: ignore[method-assign]
-        ends.run(3.0)
+        ends.run(9.0)
         ends.hub.restart(keep=3)
         ends.backlog.append(records(28, 2))
-        ends.run(3.0)
+        ends.run(9.0)
         ends.finish()
         for _, message in ends.sent:
             found[Kind(message.kind).name].add(frozenset(message.body))
