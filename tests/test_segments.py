@@ -175,7 +175,7 @@ def test_closing_keeps_what_was_written_and_gives_back_the_rest(segments: Segmen
     segments.close(delete=False)
 
     assert segment.path.read_bytes() == b"words"
-    assert files(segments) == ["0-000001.fwj", "have"]
+    assert files(segments) == ["0-000001.fwj", "closed", "have"]
 
 
 def test_closing_with_delete_removes_the_folder(segments: Segments, tmp_path: Path) -> None:
