@@ -180,6 +180,22 @@ def test_samples_are_those_of_the_newest_branch_in_its_order_also_when_the_older
     assert [ref.step for ref in histories[1].sample_refs("masks", 1000)] == [2, 4, 6]
 
 
+def test_what_a_dead_life_left_does_not_describe_the_one_that_followed() -> None:
+    """Delivered late, it adds what only it knew; its notes find their place among the rest by their times."""
+    old = Teller(1000).say(
+        started(config={"lr": 1, "old": True}, info={"pid": 1}), Log(time=T0 + 1, text="first"),
+        Described(what="config", values={"old": False}),
+    )  # fmt: skip
+    new = Teller(2000).say(started(config={"lr": 2}, info={"pid": 2}), Log(time=T0 + 9, text="second"))
+    histories = [tell(History(RUN), [*a, *b]) for a, b in ((old, new), (new, old))]
+
+    assert [h.described("config") for h in histories] == [{"lr": 2, "old": False}] * 2
+    assert [h.described("info") for h in histories] == [{"pid": 2}] * 2
+    assert [[line.text for line in h.lines_by_time if isinstance(line, Log)] for h in histories] == [
+        ["first", "second"]
+    ] * 2
+
+
 def test_lives_may_come_in_any_order() -> None:
     """The hub may hear the newer first: the journal of the older comes late."""
     first, second = Teller(1000).say(*(row(i) for i in range(5))), Teller(2000).say(row(3, loss=0.0))

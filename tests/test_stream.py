@@ -111,6 +111,20 @@ def test_an_earlier_lifes_end_comes_before_the_next_begins(room: Room, desk: Des
     assert isinstance(events[4], RunStarted)
 
 
+def test_the_runs_own_end_is_last_also_when_an_earlier_lifes_comes_later(room: Room, desk: Desk) -> None:
+    """A dead life's journal is delivered after its successor has ended."""
+    first, second = Teller(1000), Teller(2000)
+    put(room, second, started(), row(0), ended())
+    with room.roster.changed:
+        room.roster.couriered(room.store, first.sender, {}, room.now)
+    room.hear(first.say(started(), row(0), ended("failed")))
+    close(room, second)
+    events = list(EventStream(desk, RUN, follow=True))
+
+    assert [e.status for e in events if isinstance(e, RunEnded)] == ["failed", "finished"]
+    assert isinstance(events[-1], RunEnded)
+
+
 def test_a_history_that_was_let_go_and_read_again_gives_nothing_twice(room: Room, desk: Desk) -> None:
     """There samples stand elsewhere among the rest; what is left is what was not given."""
     teller = Teller()

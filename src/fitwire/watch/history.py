@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -148,7 +148,7 @@ class History:
     Attributes:
         revision: Grows with every block.
         said: Everything in order. Only the last may still change: rows that follow rows of the same set join them.
-        lines: Notes and alerts, oldest first.
+        lines: Notes and alerts, as they came.
         samples: References by sample name, oldest first.
         ranks: Ranks that ever spoke, lowest first.
         late: Those of them that belong to the newest start; a job may come back with fewer.
@@ -164,7 +164,8 @@ class History:
         self.late: list[int] = []
         self._sources: dict[SourceKey, SourceHistory] = {}
         self._lives: dict[int, list[int]] = {}
-        self._described: dict[str, dict[str, Any]] = {"config": {}, "summary": {}, "info": {}}
+        # By incarnation: what a dead one left may come after what its successor said, which goes before it.
+        self._described: dict[str, dict[int, dict[str, Any]]] = {"config": {}, "summary": {}, "info": {}}
         self._metrics: dict[str, None] = {}
         self._gauges: dict[str, None] = {}
 
@@ -252,12 +253,12 @@ class History:
         if isinstance(event, RunStarted):
             source.started = event
             # Rank 0 speaks for the run; the others may only add.
-            if event.rank == 0 or not self._described["info"]:
-                self._described["config"] |= event.config
-                self._described["info"] |= event.info
+            if event.rank == 0 or not any(self._described["info"].values()):
+                self._describe("config", key, event.config)
+                self._describe("info", key, event.info)
         elif isinstance(event, Described):
             if key[1] == self.ranks[0]:
-                self._described[event.what] |= event.values
+                self._describe(event.what, key, event.values)
         elif isinstance(event, RunEnded):
             source.ended = event
         elif isinstance(event, (Log, Alert)):
@@ -266,6 +267,9 @@ class History:
         elif isinstance(event, Dropped):
             what = event.what[:40] if event.what in source.dropped or len(source.dropped) < MAX_KINDS else "records"
             source.dropped[what] = source.dropped.get(what, 0) + max(0, event.count)
+
+    def _describe(self, what: str, key: SourceKey, values: Mapping[str, Any]) -> None:
+        self._described[what].setdefault(key[0], {}).update(values)
 
     # -- asking
 
@@ -304,7 +308,17 @@ class History:
 
     def described(self, what: str) -> dict[str, Any]:
         """``"config"``, ``"summary"`` or ``"info"``, as last told."""
-        return dict(self._described[what])
+        merged: dict[str, Any] = {}
+        for number in sorted(self._described[what]):
+            merged |= self._described[what][number]
+        return merged
+
+    @property
+    def lines_by_time(self) -> list[Log | Alert]:
+        """Notes and alerts, oldest first, also where those of a dead incarnation came late."""
+        if all(len(numbers) == 1 for numbers in self._lives.values()):
+            return list(self.lines)
+        return sorted(self.lines, key=lambda line: line.time)
 
     @property
     def metrics(self) -> list[str]:

@@ -137,7 +137,8 @@ class EventStream:
 
     def _finish(self, before: int | None = None) -> None:
         """Tell how it ended, or how the incarnations before one did."""
-        for end in list(self._ends):
+        # By incarnation: what a dead one left may come after its successor has ended.
+        for end in sorted(self._ends, key=lambda end: end[0]):
             if before is None or end[0] < before:
                 self._ready.append(end[1])
                 self._ends.remove(end)

@@ -326,7 +326,7 @@ class WatchedRun:
     @property
     def lines(self) -> list[Log | Alert]:
         """Notes and alerts, oldest first."""
-        return self._ask(lambda h: list(h.lines))
+        return self._ask(lambda h: h.lines_by_time)
 
     def events(self, follow: bool = True) -> EventStream:
         """Everything that was told, in order, from the beginning; to be iterated with ``for`` or ``async for``.
