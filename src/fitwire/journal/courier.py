@@ -88,8 +88,11 @@ def deliver(
     place = resolve(address)
     with Journal(path) as journal:
         courier = _Courier(journal, place)
-        if not any(journal.heads) and not journal.faults:
-            return courier.result(complete=True, removed=not keep and _gone(journal.path))
+        if not any(journal.heads):
+            if not journal.faults:  # it was killed before it said anything
+                return courier.result(complete=True, removed=not keep and _gone(journal.path))
+            courier.why = f"nothing in {journal.path} can be read"
+            return courier.result(complete=False, removed=False)
         courier.run(timeout, stopped)
         journal.save()
         complete = courier.source.state is State.ENDED and not journal.partial
@@ -149,10 +152,10 @@ class _Courier:
                 self.source.disconnected(now)
         while (frames := link.receive()) is not None:
             self._look_at(frames)
-            had = sum(self.source.have) if self._heard_of else None
+            had = sum(self.journal.have)
             self.source.receive(frames, now)
-            if had is not None:
-                self.records += sum(self.source.have) - had
+            if self._heard_of:  # what the first welcome says was there before
+                self.records += sum(self.journal.have) - had
             self._heard_of = self._heard_of or self.source.state is State.STREAMING
         for message in self.source.due(now):
             link.send(message)

@@ -88,16 +88,16 @@ class Drainer:
             try:
                 about = read_about(path)
                 if is_orphan(path, about) and self._is_ours(path, about):
-                    self._deliver(path)
+                    self._deliver(path, now)
             except FitwireError as error:
-                self._failed(path, str(error))
+                self._failed(path, str(error), now)
         self._failing = {path: failing for path, failing in self._failing.items() if path in there}
 
     def _is_ours(self, path: Path, about: About) -> bool:
         """Whether it belongs here: another hub that has its beginning gets some time to take the rest."""
         return self._knows(about.sender.run) or not any(read_have(path)) or age(path) > ELSEWHERE
 
-    def _deliver(self, path: Path) -> None:
+    def _deliver(self, path: Path, now: float) -> None:
         done = deliver(path, self.address, timeout=PATIENCE, stopped=self._closing.is_set)
         self.counts["records"] += done.records
         if self._closing.is_set():
@@ -107,16 +107,16 @@ class Drainer:
             self._failing.pop(path, None)
             self._tell(done)
         elif done.records == 0 or done.complete:
-            self._failed(path, done.why or "its folder cannot be deleted")
+            self._failed(path, done.why or "its folder cannot be deleted", now)
 
     def _tell(self, done: Delivered) -> None:
         lost = f", {done.lost:,} were damaged on disk" if done.lost else ""
         logger.info("took %s records that run %s had left%s", f"{done.records:,}", done.name, lost)
 
-    def _failed(self, path: Path, why: str) -> None:
+    def _failed(self, path: Path, why: str, now: float) -> None:
         failing = self._failing.setdefault(path, _Failing())
         failing.count += 1
-        failing.again = time.monotonic() + min(AGAIN[0] * 2 ** (failing.count - 1), AGAIN[1])
+        failing.again = now + min(AGAIN[0] * 2 ** (failing.count - 1), AGAIN[1])
         self.counts["failures"] += 1
         if failing.count == TELL_AFTER:
             logger.warning("cannot deliver the journal %s: %s; `fitwire doctor` lists it", path, why)
