@@ -16,6 +16,7 @@ from fitwire.protocol.blocks import Block, Identity
 from fitwire.watch.roster import Roster
 from fitwire.watch.states import State
 from fitwire.watch.store import Store
+from fitwire.watch.stored import load_history
 from fitwire.watch.summary import badge_of
 from watching import RUN, T0, Teller, ended, keep, message_of, row, started
 
@@ -29,18 +30,19 @@ class Room:
         now: The clock.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lazily: bool = False) -> None:
         self.path, self.now = path, 1000.0
         self.store = Store(path)
         self.roster = Roster()
-        self.roster.load(self.store, self.now)
+        self.roster.load(self.store, self.now, lazily=lazily)
 
     def hear(self, blocks: list[Block]) -> None:
         """Store and tell."""
         keep(self.store, blocks)
         with self.roster.changed:
             for block in blocks:
-                self.roster.loaded(self.store, block.sender.run).add(message_of(block), block.count)
+                if not self.roster.is_behind(block.sender.run):
+                    self.roster.loaded(self.store, block.sender.run).add(message_of(block), block.count)
                 self.roster.told(block.sender, self.now)
 
     def join(self, teller: Teller) -> None:
@@ -57,10 +59,10 @@ class Room:
         self.roster.refresh(self.now)
         return str(self.roster.summary(run)["state"])
 
-    def again(self) -> Room:
+    def again(self, *, lazily: bool = False) -> Room:
         """The next hub, with the same store."""
         self.store.close()
-        return Room(self.path)
+        return Room(self.path, lazily=lazily)
 
 
 @pytest.fixture
@@ -474,10 +476,76 @@ def test_a_hub_opens_without_reading_what_has_ended(room: Room, monkeypatch: pyt
     room.save()
     read: list[Any] = []
     monkeypatch.setattr("fitwire.watch.roster.load_history", lambda *what: read.append(what))
+    monkeypatch.setattr("fitwire.watch.roster.grow_history", lambda *what: read.append(what))
     later = room.again()
 
     assert len(later.roster.summaries()) == 300
     assert read == []
+    later.store.close()
+
+
+def long_run(room: Room, blocks: int = 10) -> Teller:
+    """One that had not ended when its hub did."""
+    teller = Teller()
+    room.join(teller)
+    for step in range(blocks):
+        room.hear(teller.say(*([started()] if step == 0 else []), row(step)))
+    room.state(after=1.0)
+    room.save()
+    return teller
+
+
+def test_a_hub_answers_before_it_has_read_what_goes_on(room: Room) -> None:
+    """Its line is there at once, as it was; its history is read a few blocks at a time, and then time is told again."""
+    long_run(room)
+    later = room.again(lazily=True)
+    told = [(later.state(), later.roster.held(RUN), later.roster.summary(RUN)["progress"]["step"])]
+    turns = 0
+    while later.roster.catch_up(later.store, 3):
+        turns += 1
+        told.append((later.state(), later.roster.held(RUN), later.roster.summary(RUN)["progress"]["step"]))
+    history = later.roster.held(RUN)
+
+    assert turns == 3
+    assert told == [("running", None, 9)] * 4
+    assert history is not None
+    assert history.curve("loss").steps.tolist() == list(range(10))
+    assert [later.state(), later.state(after=11.0)] == ["running", "lost"]
+    later.store.close()
+
+
+@pytest.mark.parametrize("read", [0, 3, 9])
+def test_what_comes_while_a_hub_still_reads_is_told_once_and_in_order(room: Room, read: int) -> None:
+    """Its trainer is back before the hub has read what it had said: by then, too, somebody in this process may ask."""
+    teller = long_run(room)
+    later = room.again(lazily=True)
+    later.roster.catch_up(later.store, read)
+    later.join(teller)
+    later.hear(teller.say(row(10)))
+    mine = later.roster.adopt(load_history(later.store, RUN)) if read == 3 else None
+    later.hear(teller.say(row(11)))
+    later.roster.catch_up(later.store, 3)
+    later.hear(teller.say(row(12)))
+    while later.roster.catch_up(later.store, 3):
+        pass
+    later.hear(teller.say(row(13)))
+    history = later.roster.held(RUN)
+
+    assert history is not None
+    assert mine in (None, history)
+    assert history.curve("loss").steps.tolist() == list(range(14))
+    assert [later.state(after=1.0), later.state(after=8.0)] == ["running", "stalled"]
+    later.store.close()
+
+
+def test_who_asks_for_a_history_that_is_half_read_gets_all_of_it(room: Room) -> None:
+    """At once, as any other."""
+    long_run(room)
+    later = room.again(lazily=True)
+    assert later.roster.catch_up(later.store, 3)
+
+    assert later.roster.loaded(later.store, RUN).curve("loss").steps.tolist() == list(range(10))
+    assert not later.roster.catch_up(later.store, 3)
     later.store.close()
 
 

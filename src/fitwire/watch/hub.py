@@ -50,6 +50,8 @@ logger = logging.getLogger("fitwire")
 
 LOOK = 0.020
 """Longest sleep of the thread: a held question is looked at again this often."""
+HURRY = 0.001
+"""The same while an earlier hub's unfinished runs are still to be read."""
 AT_ONCE = 2000
 """Messages taken in one look, so that acknowledgements go out in between."""
 BYTES_AT_ONCE = 3 * 2**20
@@ -153,6 +155,7 @@ class Hub:
         self._fresh: list[tuple[Block, Message]] = []  # arrived and not yet stored
         self._portion = AT_ONCE
         self._room = Room()
+        self._more_to_read = True
         self._store_at = self._saved = -1e9
         self._closing = threading.Event()
         self._opened = threading.Event()
@@ -188,7 +191,7 @@ class Hub:
             self._router = Router(self.address)
             try:
                 self._store = Store(self.store_path)
-                self.roster.load(self._store, time.monotonic())
+                self.roster.load(self._store, time.monotonic(), lazily=True)
             except BaseException:
                 self._router.close()
                 raise
@@ -202,7 +205,7 @@ class Hub:
             while not self._closing.is_set():
                 with self._surviving("turn"):
                     self._turn(time.monotonic())
-                    self._router.wait(LOOK)
+                    self._router.wait(HURRY if self._more_to_read else LOOK)
             with self._surviving("turn"):
                 self._turn(time.monotonic())
             self.roster.refresh(time.monotonic(), at_once=True)
@@ -252,6 +255,8 @@ class Hub:
         with self._surviving("roster"):
             self.roster.refresh(now)
         self._answer(now)
+        with self._surviving("roster"):
+            self._more_to_read = self.roster.catch_up(self._store)
         if now - self._saved >= SAVE_EVERY:
             self._saved = now
             self._room.settle()
@@ -404,7 +409,8 @@ class Hub:
 
     def _tell(self, block: Block, message: Message, now: float) -> None:
         try:
-            self.roster.loaded(self._store, block.sender.run).add(message, block.count)
+            if not self.roster.is_behind(block.sender.run):
+                self.roster.loaded(self._store, block.sender.run).add(message, block.count)
         finally:
             self.roster.told(block.sender, now)
 

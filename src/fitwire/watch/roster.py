@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from fitwire.errors import UnknownRun
+from fitwire.errors import StoreError, UnknownRun
 from fitwire.protocol.blocks import Identity
 from fitwire.watch.history import History
 from fitwire.watch.states import LOST_AFTER, RankFacts, State, judge, judge_rank
 from fitwire.watch.store import Store
-from fitwire.watch.stored import load_history
+from fitwire.watch.stored import grow_history, load_history
 from fitwire.watch.summary import checked_summary, first_summary, summarize
 
 __all__ = ["Roster"]
@@ -27,6 +27,8 @@ KEEP_LOADED = 32
 """Histories of runs that do not go on, kept in memory; the rest is read from the store again when asked for."""
 REFRESH = 0.1
 """Seconds between two summaries of a run that is telling: ten a second is what a list can show."""
+CAUGHT_UP = 100
+"""Blocks that are read in one go of what unfinished runs had said before this hub began: some 10 ms."""
 REST = 1.0
 """The same for one that is silent: only time can change what it is doing."""
 
@@ -58,11 +60,17 @@ class Roster:
         self._histories: OrderedDict[bytes, History] = OrderedDict()  # by last use
         self._live: set[bytes] = set()
         self._unsaved: dict[bytes, None] = {}
+        self._behind: dict[bytes, tuple[History, float]] = {}
 
     # -- the hub's thread
 
-    def load(self, store: Store, now: float) -> None:
+    def load(self, store: Store, now: float, *, lazily: bool = False) -> None:
         """Take over what the store knows; runs that had not ended may be heard of again.
+
+        Args:
+            store: To read from.
+            now: On the caller's clock.
+            lazily: Leave what those runs have said to :meth:`catch_up`; till then they show as they were.
 
         Raises:
             StoreError: The database cannot be read.
@@ -72,17 +80,48 @@ class Roster:
                 summary: dict[str, Any] = {**checked_summary(line), "settled": True}
                 self.revision = max(self.revision, summary["revision"])
                 run = bytes.fromhex(summary["id"])
-                self._entries[run] = entry = _Entry(summary)
+                self._entries[run] = _Entry(summary)
                 state = State(summary["state"])
                 if not state.ended and state is not State.LOST:
-                    history = self._histories[run] = load_history(store, run)
-                    entry.facts = {
-                        rank: RankFacts(history.incarnation(rank), since=now, told=now) for rank in history.late
-                    }
-                    self._touch(run, entry)
+                    self._behind[run] = (History(run), now)
+                    if not lazily:
+                        self.loaded(store, run)
             for entry in self._entries.values():
                 self._bump()
                 entry.summary["revision"] = self.revision
+
+    def is_behind(self, run: bytes) -> bool:
+        """Whether a part of what was stored is still to be read: then its new blocks are found there too."""
+        with self.changed:
+            return run in self._behind
+
+    def catch_up(self, store: Store, blocks: int = CAUGHT_UP) -> bool:
+        """Read a part of what runs that had not ended have said; returns whether there is more to read.
+
+        Raises:
+            StoreError: It cannot be read; that run is read when it is heard of again.
+        """
+        with self.changed:
+            for run, (history, _) in self._behind.items():
+                self._catch_up_one(store, run, self._histories.get(run, history), blocks)
+                break
+            return bool(self._behind)
+
+    def _catch_up_one(self, store: Store, run: bytes, history: History, blocks: int | None) -> None:
+        since = self._behind[run][1]
+        try:
+            if not grow_history(store, history, blocks):
+                return
+        except StoreError:
+            del self._behind[run]
+            raise
+        del self._behind[run]
+        self._histories[run] = history
+        entry = self._entries[run]
+        for rank in history.late:
+            entry.facts.setdefault(rank, RankFacts(history.incarnation(rank), since=since, told=since))
+        self._touch(run, entry)
+        self._bump()
 
     def joined(self, store: Store, sender: Identity, hello: dict[str, Any], now: float) -> None:
         """A source has said hello.
@@ -91,7 +130,8 @@ class Roster:
             StoreError: Its history cannot be read.
         """
         with self.changed:
-            self.loaded(store, sender.run)
+            if sender.run not in self._behind:
+                self.loaded(store, sender.run)
             entry = self._entries.get(sender.run)
             if entry is None:
                 entry = self._entries[sender.run] = _Entry(first_summary(sender.run, hello, time.time()))
@@ -222,6 +262,8 @@ class Roster:
             StoreError: It cannot be read.
         """
         with self.changed:
+            if run in self._behind:
+                self._catch_up_one(store, run, self._histories.get(run, self._behind[run][0]), None)
             return self.held(run) or self.adopt(load_history(store, run))
 
     def bump(self) -> None:
@@ -246,7 +288,7 @@ class Roster:
     def _refresh_one(self, run: bytes, entry: _Entry, now: float) -> None:
         entry.refreshed, entry.touched = now, False
         history = self._histories.get(run)
-        if history is None:
+        if history is None or run in self._behind:
             self._live.discard(run)
             return
         counted: dict[int, RankFacts] = {}

@@ -23,7 +23,7 @@ from fitwire.protocol.blocks import (
 from fitwire.watch.history import History
 from fitwire.watch.store import SampleRef, Store, StoredBlock
 
-__all__ = ["bulk_items", "load_history", "read_block"]
+__all__ = ["bulk_items", "grow_history", "load_history", "read_block"]
 
 MAX_SHOWN = 2 * CHUNK_BYTES
 """No trainer of ours makes a block of records that is longer, and no follower's socket takes a longer frame."""
@@ -58,11 +58,34 @@ def load_history(store: Store, run: bytes) -> History:
         StoreError: The database cannot be read.
     """
     history = History(run)
-    for incarnation, rank in store.sources(run):
-        sender = Identity(run, incarnation, rank)
-        bulk = bulk_items(store, sender)
+    grow_history(store, history)
+    return history
+
+
+def grow_history(store: Store, history: History, blocks: int | None = None) -> bool:
+    """Read what a history lacks.
+
+    Args:
+        store: To read from.
+        history: Of one run; it may know a part already.
+        blocks: How many blocks of records to read at most; None for all.
+
+    Returns:
+        Whether that was all.
+
+    Raises:
+        StoreError: The database cannot be read; what was read before is taken.
+    """
+    for incarnation, rank in store.sources(history.run):
+        sender = Identity(history.run, incarnation, rank)
+        records, samples = history.head((incarnation, rank))
+        bulk = bulk_items(store, sender, samples)
         item = next(bulk, None)
-        for block in store.blocks(sender, RECORDS):
+        for block in store.blocks(sender, RECORDS, records):
+            if blocks is not None:
+                if blocks <= 0:
+                    return False
+                blocks -= 1
             message, _ = read_block(block)
             # Samples find their place among the rest by their times, as near as a block is long.
             while item is not None and _time_of(item) < message.wall_ns / 1e9:
@@ -72,7 +95,7 @@ def load_history(store: Store, run: bytes) -> History:
         while item is not None:
             _take_bulk(history, item)
             item = next(bulk, None)
-    return history
+    return True
 
 
 def _time_of(item: SampleRef | StoredBlock) -> float:
