@@ -22,7 +22,7 @@ from faults.ledger import Ledger
 from faults.trainer import Plan
 from helpers import until
 
-__all__ = ["GONE", "SEEDS", "SOAK", "Hub", "Program", "Stage", "Trainer", "pick"]
+__all__ = ["GONE", "SEEDS", "SOAK", "Hub", "Program", "Stage", "Trainer", "fitwire", "pick"]
 
 SOAK = bool(os.environ.get("FITWIRE_SOAK"))
 """Full lengths and three seeds, instead of one and shortened waits."""
@@ -41,6 +41,15 @@ GONE = 0.5
 def pick(short: Any, full: Any) -> Any:
     """The first in an everyday run, the second in a soak."""
     return full if SOAK else short
+
+
+def fitwire(*arguments: str | Path) -> tuple[int, str]:
+    """Run a command; returns its exit code and what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fitwire", *map(str, arguments)],
+        capture_output=True, text=True, timeout=GUARD, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
 
 
 class Program:

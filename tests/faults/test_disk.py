@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from faults.harness import GUARD, SOAK, Stage, pick
+from faults.harness import GUARD, SOAK, Stage, fitwire, pick
 from helpers import until
 
 SMALL = "8m"
 CLOSING = 10.0
 """Seconds of guard for an end that has 2.5; the figure beside it is what it took."""
-
-
-def fitwire(*arguments: str | Path) -> tuple[int, str]:
-    """Run a command; returns its exit code and what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fitwire", *map(str, arguments)],
-        capture_output=True, text=True, timeout=GUARD, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
 
 
 def kept_alone(stage: Stage, **plan: object) -> None:
@@ -57,7 +47,7 @@ def test_bit_flips_in_the_journal(stage: Stage) -> None:
     kept_alone(stage, interval=0.0002, sample_every=100, sample_bytes=20_000)
     (journal,) = stage.journals()
     segments = sorted(journal.glob("*.fwj"))
-    flips = pick(5, 40)
+    flips = pick(12, 40)
     for _ in range(flips):
         flip_a_bit(stage, segments)
     _, said = fitwire("sync")
