@@ -159,6 +159,17 @@ def test_a_loop_that_tells_no_steps_with_its_epochs_branches_by_epochs() -> None
     assert history.curve("acc").values.tolist() == [1.0, 1.0, 1.0, 2.0]
 
 
+def test_a_second_fit_that_counts_its_epochs_anew_replaces_none() -> None:
+    """Its steps go on, so it only goes on."""
+    first, second = Teller(1000), Teller(2000)
+    history = History(RUN)
+    tell(history, first.say(row(3, epoch=0), row(3, "epoch", epoch=0, acc=1.0), row(7, "epoch", epoch=1, acc=2.0)))
+    tell(history, second.say(row(8, epoch=0), row(11, "epoch", epoch=0, acc=3.0)))
+
+    assert history.curve("acc").values.tolist() == [1.0, 2.0, 3.0]
+    assert history.curve("acc").epochs.tolist() == [0.0, 1.0, 0.0]
+
+
 def test_epochs_beyond_the_step_at_which_a_run_resumed_go_with_their_steps() -> None:
     """Also before the new branch has ended its first epoch."""
     first, second = Teller(1000), Teller(2000)

@@ -70,8 +70,8 @@ def branch_point(first_step: Mapping[Per, int]) -> int | None:
 def goes_before(rows: Array, per: Per, first_step: Mapping[Per, int], first_epoch: int | None) -> Array:
     """Which rows a later incarnation did not take up again: bool ``(n,)``.
 
-    Epochs are cut by epochs where both tell of them, because a loop may tell no steps with them, and because the epoch
-    that was cut short is done anew.
+    By steps, because epochs may be counted anew (a second ``fit`` of the same run). A loop that tells no steps with its
+    epochs has the same one with all of them: there epochs decide.
 
     Args:
         rows: As of ``Columns.of``, of an earlier incarnation.
@@ -79,7 +79,8 @@ def goes_before(rows: Array, per: Per, first_step: Mapping[Per, int], first_epoc
         first_step: Of the later one, by what its rows are per.
         first_epoch: Of the later one; None when it tells of none.
     """
-    if per == "epoch" and first_epoch is not None and not np.isnan(rows[1]).any():
-        return np.less(rows[1], first_epoch)
     first = branch_point(first_step) if per == "epoch" else first_step.get(per)
+    stepless = per == "epoch" and "batch" not in first_step and bool((rows[0] == first).all())
+    if stepless and first_epoch is not None and not np.isnan(rows[1]).any():
+        return np.less(rows[1], first_epoch)
     return cast(Array, np.ones(rows.shape[1], bool) if first is None else np.less(rows[0], first))
