@@ -48,7 +48,7 @@ def test_eight_threads(stage: Stage, durability: str) -> None:
 @pytest.mark.parametrize("listening", [True, False], ids=["hub", "no_hub"])
 @pytest.mark.parametrize(("ending", "code"), [("nothing", 0), ("exit", 3), ("raise", 1)])
 def test_exits_without_a_close(stage: Stage, ending: str, code: int, listening: bool) -> None:
-    """However an interpreter ends, what was accepted is delivered or lies in a valid journal, and the run has an end."""
+    """However an interpreter ends, what was accepted is delivered or in a valid journal, and the run has an end."""
     if listening:
         stage.hub()
     trainer = stage.trainer(ending=ending, interval=0.0, flush=0.0, sample_every=500)
