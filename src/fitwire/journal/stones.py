@@ -5,13 +5,14 @@ Pure. What is made twice of the same journal is the same to the byte, so that ch
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from fitwire.errors import DecodeError
 from fitwire.events import COLUMNS, Dropped, MetricRows, decode_events, encode_event, encode_rows
 from fitwire.protocol.blocks import MAX_RECORDS, Block, Buffer, Identity, Message, encode_block
 
-__all__ = ["DAMAGED", "damaged_stone", "rest_of"]
+__all__ = ["DAMAGED", "Pairs", "damaged_stone", "opened", "rest_of"]
 
 DAMAGED = "damaged on disk"
 """Why records are missing that a journal once held."""
@@ -34,19 +35,32 @@ def damaged_stone(sender: Identity, lane: int, first: int, last: int, wall_ns: i
     return encode_block(sender, lane, first, wall_ns, [part | {"b": len(buffers)}], buffers)
 
 
-def rest_of(block: Block, message: Message, seq: int) -> Block:
-    """What a block holds from record ``seq`` on: a hub has what is before, which came in another block."""
+def opened(message: Message) -> Iterator[tuple[int, dict[str, Any], Pairs, object]]:
+    """Each part of a block: its first sequence number, itself, its buffers, and what it says.
+
+    What it says is None of a part whose type is not known, and of all from one that breaks the rules.
+    """
     headers = cast("list[dict[str, Any]]", message.body["buffers"])
     pairs: Pairs = list(zip(headers, message.buffers, strict=True))
-    said = _said(message)
-    parts: list[dict[str, Any]] = []
-    kept: Pairs = []
+    said: dict[int, object] = {}
+    try:
+        for number, event in decode_events(message, arrays=False):
+            said[number] = event
+    except DecodeError:
+        pass
     number, at = message.seq, 0
     for part in cast("list[dict[str, Any]]", message.body["parts"]):
-        taken, count = cast(int, part.get("b", 0)), cast(int, part.get("n", 1))
-        own, event = pairs[at : at + taken], said.get(number)
-        beyond = seq - number
-        at, number = at + taken, number + count
+        taken = cast(int, part.get("b", 0))
+        yield number, part, pairs[at : at + taken], said.get(number)
+        at, number = at + taken, number + cast(int, part.get("n", 1))
+
+
+def rest_of(block: Block, message: Message, seq: int) -> Block:
+    """What a block holds from record ``seq`` on: a hub has what is before, which came in another block."""
+    parts: list[dict[str, Any]] = []
+    kept: Pairs = []
+    for number, part, own, event in opened(message):
+        count, beyond = cast(int, part.get("n", 1)), seq - number
         if beyond >= count:
             continue
         if beyond > 0:
@@ -54,16 +68,6 @@ def rest_of(block: Block, message: Message, seq: int) -> Block:
         parts.append({**part, "b": len(own)})
         kept.extend(own)
     return encode_block(block.sender, block.lane, seq, message.wall_ns, parts, kept)
-
-
-def _said(message: Message) -> dict[int, object]:
-    said: dict[int, object] = {}
-    try:
-        for number, event in decode_events(message, arrays=False):
-            said[number] = event
-    except DecodeError:
-        pass
-    return said
 
 
 def _later(part: dict[str, Any], event: object, beyond: int, count: int) -> tuple[dict[str, Any], Pairs]:

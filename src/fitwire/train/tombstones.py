@@ -13,14 +13,13 @@ from typing import Any, cast
 import numpy as np
 
 from fitwire.errors import EncodeError
-from fitwire.events import COLUMNS, Dropped, MetricRows, decode_events, encode_event, encode_rows
+from fitwire.events import COLUMNS, Dropped, MetricRows, encode_event, encode_rows
+from fitwire.journal.stones import Pairs, opened
 from fitwire.protocol.arrays import Array
 from fitwire.protocol.blocks import (
     MAX_BUFFERS,
     MAX_RECORDS,
     Block,
-    Buffer,
-    Message,
     decode_json,
     decode_message,
     encode_block,
@@ -33,8 +32,6 @@ MANY = 256
 MANY_BYTES = 48 * 2**10
 MAX_NAMES = 64
 """Metrics whose summary a tombstone keeps."""
-
-Pairs = list[tuple[dict[str, Any], Buffer]]
 
 
 def stone(like: Block, dropped: Dropped, first: int | None = None) -> Block:
@@ -68,7 +65,7 @@ def collapse(block: Block, reason: str) -> tuple[Block, Dropped | None, int]:
     kept: Pairs = []
     waiting: Dropped | None = None
     gone = 0
-    for part, own, event in _opened(message):
+    for _, part, own, event in opened(message):
         if isinstance(event, MetricRows) and event.per != "epoch":
             gone += len(event)
             one = _summary(event, reason)
@@ -91,19 +88,6 @@ def _add(parts: list[dict[str, Any]], kept: Pairs, part: dict[str, Any], buffers
     plain = {key: value for key, value in part.items() if key != "b"}
     parts.append(plain | _taking(buffers))
     kept.extend(buffers)
-
-
-def _opened(message: Message) -> Iterator[tuple[dict[str, Any], Pairs, object]]:
-    """Each part of a block, its buffers, and what it says (None when it is of a kind that is not known)."""
-    headers = cast("list[dict[str, Any]]", message.body["buffers"])
-    pairs = list(zip(headers, message.buffers, strict=True))
-    said = dict(decode_events(message, arrays=False))
-    seq, at = message.seq, 0
-    for part in cast("list[dict[str, Any]]", message.body["parts"]):
-        taken = int(part.get("b", 0))
-        yield part, pairs[at : at + taken], said.get(seq)
-        at += taken
-        seq += int(part.get("n", 1))
 
 
 def _summary(rows: MetricRows, reason: str) -> Dropped:
@@ -157,7 +141,7 @@ def merge(blocks: Sequence[Block]) -> Block | None:
 
     wall = decode_message(blocks[0].frames).wall_ns
     for block in blocks:
-        for part, own, event in _opened(decode_message(block.frames)):
+        for _, part, own, event in opened(decode_message(block.frames)):
             if isinstance(event, MetricRows):
                 if rows and (rows[-1].names, rows[-1].per) != (event.names, event.per):
                     close()
