@@ -47,14 +47,14 @@ def said(blocks: Sequence[Block]) -> list[Any]:
 
 
 def plainly(events: Sequence[Event]) -> list[Any]:
-    """Events as values that can be compared, NaN with NaN."""
+    """Events as values that can be compared, NaN with NaN; the order of names in a row says nothing."""
     plain: list[Any] = []
     for event in events:
         fields = {key: getattr(event, key) for key in event.__dataclass_fields__}
         if isinstance(event, Sample):
             fields["arrays"] = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in event.arrays.items()}
         elif "values" in fields:
-            fields["values"] = [(k, repr(v) if isinstance(v, float) else v) for k, v in event.values.items()]
+            fields["values"] = sorted((k, repr(v)) for k, v in event.values.items())
         plain.append((type(event).__name__, sorted((key, repr(value)) for key, value in fields.items())))
     return plain
 

@@ -218,14 +218,14 @@ def forge(folder: Path, counter: int, kind: int, body: bytes, number: int = 1) -
 @pytest.mark.parametrize(
     ("counter", "kind", "body", "number", "expected", "fault"),
     [
-        (5, ROW, struct.pack("<6d", 1, 4, 0, 0, 0, 0), 1, [0, 1, -2, 4], "missing"),
-        (2**63, ROW, struct.pack("<6d", 1, 4, 0, 0, 0, 0), 1, [0, 1], "foreign"),
-        (3, ROW, struct.pack("<6d", 1, 4, 0, 0, 0, 0), 9, [0, 1, -1], "damaged"),
-        (3, ROW, struct.pack("<7d", 1, 4, 0, 0, 0, 0, 0), 1, [0, 1, -1], "damaged"),
+        (5, ROW, struct.pack("<d3q2d", 1, 4, 0, 0, 0, 0), 1, [0, 1, -2, 4], "missing"),
+        (2**63, ROW, struct.pack("<d3q2d", 1, 4, 0, 0, 0, 0), 1, [0, 1], "foreign"),
+        (3, ROW, struct.pack("<d3q2d", 1, 4, 0, 0, 0, 0), 9, [0, 1, -1], "damaged"),
+        (3, ROW, struct.pack("<d3q3d", 1, 4, 0, 0, 0, 0, 0), 1, [0, 1, -1], "damaged"),
         (3, THING, b"", 0, [0, 1, -1], "damaged"),
         (3, THING, struct.pack("<I", 2**31) + bytes(40), 0, [0, 1, -1], "damaged"),
         (3, THING, struct.pack("<I", 30) + b"\xff" * 30, 0, [0, 1, -1], "damaged"),
-        (2, ROW, struct.pack("<6d", 1, 4, 0, 0, 0, 0), 1, [0, 1], "twice"),
+        (2, ROW, struct.pack("<d3q2d", 1, 4, 0, 0, 0, 0), 1, [0, 1], "twice"),
         (3, HELD, b"", 1, [0, 1], None),
     ],
 )
@@ -244,10 +244,10 @@ def test_a_forged_record_is_weighed(
 def test_numbers_that_no_hub_would_take_are_mended(folder: Path) -> None:
     """A time, step or epoch that is no number must not make a block that is refused for ever."""
     ring_with(folder, [row(0)])
-    wild = [float("nan"), float("inf"), 1e300, -1e300]
+    wild = [(float("nan"), 2**53), (float("inf"), -(2**53)), (1e300, 2**63 - 1), (-1e300, -(2**63))]
     at = RING_AT + RECORD
-    for i, number in enumerate(wild):
-        record = forge(folder, 2 + i, ROW, struct.pack("<6d", number, number, number, number, 1.0, 2.0))
+    for i, (moment, place) in enumerate(wild):
+        record = forge(folder, 2 + i, ROW, struct.pack("<d3q2d", moment, place, place, place, 1.0, 2.0))
         damage(folder, at, record)
         at += len(record)
     found, _ = recovered(folder)
@@ -302,7 +302,7 @@ def test_files_with_other_names_are_nothing(folder: Path) -> None:
     """Only what the writer could have made is read."""
     ring_with(folder, [row(0)])
     for name in ("late-", "late-x", "late-1.tmp", "inner-", "other"):
-        (folder / name).write_bytes(forge(folder, 2, ROW, struct.pack("<6d", 1, 4, 0, 0, 0, 0)))
+        (folder / name).write_bytes(forge(folder, 2, ROW, struct.pack("<d3q2d", 1, 4, 0, 0, 0, 0)))
 
     assert steps(recovered(folder)[0]) == [0]
 

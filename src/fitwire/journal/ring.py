@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -42,7 +44,7 @@ from fitwire.protocol.strict_json import decode_json, encode_json
 
 __all__ = [
     "HEAD", "HELD", "INNER", "LATE", "MAGIC", "NAMES_AT", "NAMES_BYTES", "RING_AT", "ROW", "THING", "LARGE",
-    "Shape", "encode_head", "encode_names", "encode_thing", "recover",
+    "ABSENT", "Shape", "encode_head", "encode_names", "encode_thing", "recover",
 ]  # fmt: skip
 
 TITLE = b"FWring1\0"
@@ -61,8 +63,10 @@ NAME_MAGIC = b"FWrn"
 HEAD = struct.Struct("<4sIIHHQ")
 """Of a record: magic, seed of the ring's checksums, bytes in all, kind, metric set, counter."""
 MAGIC = b"FWrr"
-AT = struct.Struct("<4d")
+AT = struct.Struct("<d3q")
 """Time, step, epoch, batch."""
+ABSENT = -(2**63)
+"""Instead of an epoch or batch."""
 ROW, HELD, THING, LARGE = 1, 2, 3, 4
 """A row of floats, twice; a row whose values come later; blocks; blocks whose own checksums have to do."""
 
@@ -83,7 +87,7 @@ WORK = 8
 BLOCK_RECORDS = 256
 BLOCK_BYTES = 48 * 2**10
 STONE = 4096
-WHOLE = 2.0**53
+WHOLE = 2**53
 NAN = float("nan")
 
 Part = dict[str, Any]
@@ -91,6 +95,10 @@ Buffers = list[tuple[dict[str, Any], Buffer]]
 
 
 # -- the format
+
+
+# What comes out is the same; in its own order a machine packs without a detour.
+_ORDER = "@" if sys.byteorder == "little" else "<"
 
 
 class Shape:
@@ -103,52 +111,53 @@ class Shape:
 
     Attributes:
         size: Bytes of a row's record; of a held one :attr:`held_size`.
+        columns: Values in a record: one that stands alone stands there twice.
         head: How a row's record begins.
-        pack_into: ``pack_into(buffer, at, *half, *half)`` with ``head, counter, time, step, epoch, batch, *values`` for
-            a half.
-        pack: Likewise into bytes.
+        pack_into: ``pack_into(buffer, at, *half, *half)`` with ``head, counter, time, step, epoch, batch, *columns``
+            for a half.
     """
 
     def __init__(self, number: int, width: int, seed: int) -> None:
         self.number, self.width, self.seed = number, width, seed
+        self.columns = max(width, 2)
         self.values_at = HEAD.size + AT.size
-        half = self.values_at + 8 * width
+        half = self.values_at + 8 * self.columns
         self.size = 2 * half
         self.held_size = half + 2 * CRC.size
         self.head = HEAD.pack(MAGIC, seed, self.size, ROW, number, 0)[:16]
-        row = struct.Struct(f"<16sQ{4 + width}d16sQ{4 + width}d")
-        self.pack_into, self.pack = row.pack_into, row.pack
-        self._values = struct.Struct(f"<{width}d")
-        self._seal = struct.Struct(f"<{8 * width}sI").pack_into
+        row = struct.Struct(_ORDER + 2 * f"16sqd3q{self.columns}d")
+        self.pack_into = row.pack_into
+        self._values = struct.Struct(f"<{self.columns}d")
+        self._seal = struct.Struct(f"<{8 * self.columns}sI").pack_into
         assert row.size == self.size and self.size % ALIGN == self.held_size % ALIGN == 0
 
-    def hold(self, buffer: Buffer, at: int, counter: int, where: Sequence[float]) -> None:
+    def hold(self, buffer: mmap, at: int, counter: int, where: tuple[float, int, int, int]) -> None:
         """Write a record whose values come later; ``where`` is its time, step, epoch and batch."""
         view = memoryview(buffer)
         view[at : at + self.held_size] = bytes(self.held_size)
         head = HEAD.pack(MAGIC, self.seed, self.held_size, HELD, self.number, counter) + AT.pack(*where)
         crc = zlib.crc32(head, self.seed)
         # No values are in it yet, whatever checksum zeros may have.
-        CRC.pack_into(view, at + self.held_size - 2 * CRC.size, ~zlib.crc32(bytes(8 * self.width), crc) & 0xFFFFFFFF)
+        CRC.pack_into(view, at + self.held_size - 2 * CRC.size, ~zlib.crc32(bytes(8 * self.columns), crc) & 0xFFFFFFFF)
         CRC.pack_into(view, at + self.held_size - CRC.size, crc)
         view[at : at + len(head)] = head
 
-    def fill(self, buffer: Buffer, at: int, values: Sequence[float]) -> None:
+    def fill(self, buffer: mmap, at: int, values: Sequence[float]) -> None:
         """Add the values of a held record."""
         view = memoryview(buffer)
-        blob = self._values.pack(*values)
+        blob = self._values.pack(*values) if self.width > 1 else self._values.pack(*values, *values)
         crc = zlib.crc32(blob, zlib.crc32(view[at : at + self.values_at], self.seed))
         self._seal(view, at + self.values_at, blob, crc)
 
     def is_filled(self, data: memoryview) -> bool:
         """Whether a held record has its values."""
-        end = self.values_at + 8 * self.width
+        end = self.values_at + 8 * self.columns
         crc = zlib.crc32(data[self.values_at : end], zlib.crc32(data[: self.values_at], self.seed))
         return CRC.unpack_from(data, end)[0] == crc
 
     def values(self, data: memoryview) -> tuple[float, ...]:
         """Values of a record that was found good."""
-        return self._values.unpack_from(data, self.values_at)
+        return self._values.unpack_from(data, self.values_at)[: self.width]
 
 
 def encode_head(sender: Identity, ring_bytes: int, seed: int) -> bytes:
@@ -303,7 +312,7 @@ def _read_names(data: memoryview, seed: int) -> Iterator[tuple[int, tuple[Shape,
             continue
         names, per = said.get("names"), said.get("per")
         words = cast("list[object]", names) if isinstance(names, list) else [None]
-        good = all(isinstance(word, str) and 0 < len(word) <= MAX_NAME for word in words)
+        good = words and all(isinstance(word, str) and 0 < len(word) <= MAX_NAME for word in words)
         if good and len(set(words)) == len(words) and per in get_args(Per):
             yield number, (Shape(number, len(words), seed), cast(Per, per), cast("tuple[str, ...]", tuple(words)))
 
@@ -390,7 +399,8 @@ def _assemble(made: _Assembler, found: _Found, ring: _Ring, faults: Counter[str]
         faults["held"] += 1
         made.bury(1, "its device had not computed it when the trainer was killed")
         return
-    made.row(known[1], known[2], AT.unpack_from(found.data, HEAD.size), shape.values(found.data))
+    where = AT.unpack_from(found.data, HEAD.size)
+    made.row(known[1], known[2], cast("tuple[float, int, int, int]", where), shape.values(found.data))
 
 
 def _messages(data: memoryview, sender: Identity) -> list[Any]:
@@ -425,10 +435,12 @@ class _Assembler:
         self._count = self._bytes = 0
         self._time = 0.0
 
-    def row(self, per: Per, names: tuple[str, ...], where: Sequence[float], values: Sequence[float]) -> None:
+    def row(
+        self, per: Per, names: tuple[str, ...], where: tuple[float, int, int, int], values: Sequence[float]
+    ) -> None:
         time, step, *places = where
-        step = float(int(step)) if abs(step) < WHOLE else 0.0
-        epoch, batch = (float(int(at)) if abs(at) < WHOLE else NAN for at in places)
+        step = step if abs(step) < WHOLE else 0
+        epoch, batch = (at if abs(at) < WHOLE else NAN for at in places)
         if (per, names) != self._set or (len(self._rows) + 1) * 8 * (len(names) + 4) > BLOCK_BYTES:
             self._close_rows()
         self._set = (per, names)

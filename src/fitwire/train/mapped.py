@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import itertools
 import mmap
+import operator
 import os
 import sys
 import time
@@ -32,6 +33,7 @@ from fitwire.errors import EncodeError
 from fitwire.events import MAX_NAME, Event, Per
 from fitwire.journal.layout import ELSEWHERE, RING, file_system, shared_home
 from fitwire.journal.ring import (
+    ABSENT,
     INNER,
     LATE,
     NAMES_AT,
@@ -69,7 +71,6 @@ PATIENCE = 0.010
 OTHERS = 10.0
 """Seconds that a call waits for another thread's, which may be writing a large sample to a slow disk."""
 NAP = 0.00005
-NAN = float("nan")
 
 
 @dataclass(slots=True)
@@ -90,15 +91,16 @@ class _Place:
     shape: Shape | None
 
 
-_Form = tuple[tuple[Any, ...] | None, str, Callable[..., None], bytes, int]
-"""What the last row was like: names, per, how it is packed, how it begins, its bytes; one load on the hot path."""
+_Form = tuple[str, int, Callable[[Any], Any], Callable[..., None], bytes, int]
+"""What the last row was like: per, number of names, what takes their values, how it is packed, how its record begins,
+its bytes. One load on the hot path; another order of the same names is the same."""
 
 
 def _never(*_: Any) -> None:
     raise AssertionError("no row has these names")
 
 
-NO_FORM: _Form = (None, "", _never, b"", 0)
+NO_FORM: _Form = ("", -1, _never, _never, b"", 0)
 
 _open: weakref.WeakSet[Ring] = weakref.WeakSet()
 
@@ -142,6 +144,14 @@ class Ring:
     """
 
     def __init__(self, folder: Path, sender: Identity, queue: deque[Any], size: int = SIZE) -> None:
+        # What each call reads comes first, so that it lies together.
+        self._busy = self._loose = False
+        self._form: _Form = NO_FORM
+        self._at, self._limit, self.last = RING_AT, 0, 0
+        # Counted and kept, not yet known to be in the queue: only a Ctrl-C in that moment leaves it here.
+        self._step: Any = None
+        self._push = queue.append
+        self._map: mmap.mmap
         self.queue = queue
         self.sender = sender
         self.unkept = 0
@@ -149,18 +159,14 @@ class Ring:
         self._size = size - size % 4096
         self._seed = int.from_bytes(os.urandom(4), "little")
         self._map = self._make()
-        self._view = memoryview(self._map)[RING_AT:]
-        self._busy = self._dead = False
-        self.last = self._noted = 0
-        # Counted and kept, not yet known to be in the queue: only a Ctrl-C in that moment leaves it here.
-        self._step: Any = None
-        # Where the next record goes, up to where there is room; virtual: where this lap began, and the oldest record.
-        self._at, self._limit = 0, self._size
-        self._lap = self._tail = 0
+        self._dead = False
+        self._noted = 0
+        # A record goes to ``_at`` while that is below ``_limit``; virtual: where this lap began, and the oldest record.
+        self._end = self._limit = RING_AT + self._size
+        self._lap, self._tail = 0, RING_AT
         self._places: deque[tuple[int, int]] = deque()
         self._sets: dict[tuple[Any, ...], Shape | None] = {}
         self._names_at = NAMES_AT
-        self._form: _Form = NO_FORM
         self._held: dict[int, _Place] = {}
         self._inner: deque[tuple[Any, str | None, int]] = deque()
         self._inners = itertools.count(1)
@@ -240,19 +246,24 @@ class Ring:
             return
         try:
             time, step, epoch, batch, per, values = record
-            names, same, pack_into, head, size = self._form
-            if tuple(values) != names or per != same:
-                _, _, pack_into, head, size = self._form_of(per, tuple(values))
+            same, width, get, pack_into, head, size = self._form
+            if per != same or len(values) != width:
+                _, _, get, pack_into, head, size = self._form_of(per, tuple(values))
+            try:
+                numbers = get(values)
+            except KeyError:  # as many, but others
+                _, _, get, pack_into, head, size = self._form_of(per, tuple(values))
+                numbers = get(values)
             stop = self._at + size
             if stop > self._limit:
                 stop = self._find_room(size)
             counter = self.last + 1
             half = (
-                head, counter, time, step, NAN if epoch is None else epoch, NAN if batch is None else batch,
-                *values.values(),
+                head, counter, time, step, ABSENT if epoch is None else epoch, ABSENT if batch is None else batch,
+                *numbers,
             )  # fmt: skip
             if stop:
-                pack_into(self._view, stop - size, *half, *half)
+                pack_into(self._map, stop - size, *half, *half)
                 # Not before it is packed, and with no call between, so that a Ctrl-C finds all of it or nothing.
                 self._at, self.last, self._step = stop, counter, record
             else:
@@ -260,14 +271,14 @@ class Ring:
                 pack_into(blob, 0, *half, *half)
                 self.last, self._step = counter, record
                 self._spill([bytes(blob)], counter)
-            self.queue.append(record)
+            self._push(record)
             self._step = None
         except Exception:  # no row, or a value that is no float after all: as the packer mends it
             if self._step is None:
                 self._append_other(record)
         finally:
             try:
-                if self._step is not None or self._inner:
+                if self._step is not None or self._loose:
                     self._mend()
             finally:
                 self._busy = False
@@ -302,8 +313,8 @@ class Ring:
         size = sum(map(len, pieces))
         stop = self._find_room(size) if pieces and size <= self._size // 16 else 0
         if stop:
-            self._view[stop - size : stop - 4] = b"".join(pieces[:-1])
-            self._view[stop - 4 : stop] = pieces[-1]
+            self._map[stop - size : stop - 4] = b"".join(pieces[:-1])
+            self._map[stop - 4 : stop] = bytes(pieces[-1])
             self._at, self.last, self._step = stop, counter, record
         else:
             self.last, self._step = counter, record
@@ -330,8 +341,8 @@ class Ring:
             shape = self._shape_of(per, tuple(values))
             stop = self._find_room(shape.held_size) if shape is not None else 0
             if shape is not None and stop:
-                where = (time, step, NAN if epoch is None else epoch, NAN if batch is None else batch)
-                shape.hold(self._view, stop - shape.held_size, counter, where)
+                where = (time, step, ABSENT if epoch is None else epoch, ABSENT if batch is None else batch)
+                shape.hold(self._map, stop - shape.held_size, counter, where)
                 place.at, place.shape = stop - shape.held_size, shape
         except Exception:  # a step or epoch that is no number
             stop = 0
@@ -347,7 +358,7 @@ class Ring:
             return
         try:
             if place.at is not None and place.shape is not None:
-                place.shape.fill(self._view, place.at, tuple(late.row[5].values()))
+                place.shape.fill(self._map, place.at, tuple(late.row[5].values()))
                 return
             name = f"{LATE}{place.counter}"
             size = self._write_beside(name, self._pieces(late.row, place.counter))
@@ -373,13 +384,14 @@ class Ring:
         """Remember what rows are like now; one that cannot stand here fails where it is packed."""
         shape = self._shape_of(per, names)
         if shape is not None:
-            self._form = names, per, shape.pack_into, shape.head, shape.size
+            wanted = names if len(names) > 1 else 2 * names
+            self._form = per, len(names), operator.itemgetter(*wanted), shape.pack_into, shape.head, shape.size
             return self._form
         return NO_FORM
 
     def _new_set(self, per: Per, names: tuple[Any, ...]) -> Shape | None:
         number = len(self._sets) + 1
-        if not all(type(name) is str and 0 < len(name) <= MAX_NAME for name in names):
+        if not names or not all(type(name) is str and 0 < len(name) <= MAX_NAME for name in names):
             return None
         try:
             head, text = encode_names(number, per, names, self._seed)
@@ -403,15 +415,15 @@ class Ring:
         if self._dead:
             return 0
         tail = self._tail  # moved by the I/O thread
-        limit = min(tail + self._size - self._lap, self._size)
+        limit = min(tail + self._size - self._lap, self._end)
         if self._at + size <= limit:
             self._limit = limit
             return self._at + size
-        if limit < self._size or tail - self._lap < size:
+        following = min(tail - self._lap, self._end)
+        if limit < self._end or RING_AT + size > following:
             return 0
-        limit = min(tail - self._lap, self._size)
-        self._lap, self._at, self._limit = self._lap + self._size, 0, limit
-        return size
+        self._lap, self._at, self._limit = self._lap + self._size, RING_AT, following
+        return RING_AT + size
 
     def _spill(self, pieces: Sequence[Buffer], counter: int) -> None:
         """Write a record to the late file, by one write; else it is in memory only."""
@@ -479,6 +491,7 @@ class Ring:
             name = None
             self.unkept += 1
         self._inner.append((record, name, size))
+        self._loose = True
 
     def _mend(self) -> None:
         """Put right what an interrupted call left, as the last thing in a call."""
@@ -486,6 +499,7 @@ class Ring:
             self._step = None
             if not (self.queue and self.queue[-1] is record):
                 self.queue.append(record)
+        self._loose = False  # before looking: one more may come meanwhile
         while self._inner:
             self._adopt(*self._inner.popleft())
 
@@ -516,7 +530,7 @@ class Ring:
             return
         gone: list[str] = []
         try:
-            if self._step is not None or self._inner:
+            if self._step is not None or self._loose:
                 self._mend()
             self._note_place()
             tail = self._tail
@@ -551,7 +565,7 @@ class Ring:
         """
         busy, self._busy = self._busy, True
         entered = not busy or self._enter(PATIENCE)
-        if entered and (self._step is not None or self._inner):
+        if entered and (self._step is not None or self._loose):
             self._mend()
         self._dead = True
         self._limit = -1
