@@ -44,14 +44,12 @@ class Pending:
     Attributes:
         rows: Looked at by the hot path, which does nothing when it is empty.
         keep: Called with a row that was read, before it is called settled.
-        filled: Told of each row that was read, before it counts as settled.
     """
 
     def __init__(self, bad: Callable[[str, str], None]) -> None:
         self.rows: deque[LateRow] = deque()
         self.keep: Callable[[LateRow], None] = lambda late: None
         self._bad = bad
-        self.filled: Callable[[LateRow], None] = lambda late: None
         self._reading = threading.Lock()
 
     def add(self, row: Row) -> LateRow:
@@ -85,7 +83,6 @@ class Pending:
                 except Exception as error:  # the device's own failure, which training will meet by itself
                     values[name] = float("nan")
                     failures.append((name, f"could not be read from its device: {error}"))
-        self.filled(late)
         self.keep(late)
         late.settled = True
         for name, why in failures:
