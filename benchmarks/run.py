@@ -25,7 +25,7 @@ from common import HERE
 SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "imports": ([], ["--rounds", "3"]),
     "log_call": ([], ["--rounds", "1", "--seconds", "0.6", "--calls", "2000"]),
-    "slowdown": ([], ["--pairs", "4", "--part", "0.05"]),
+    "slowdown": ([], ["--steps", "0.3", "--pairs", "4", "--part", "0.05"]),
     "link": ([], ["--rounds", "1", "--values", "50000", "--calls", "20"]),
     "arrays": ([], ["--rounds", "1", "--megabytes", "16", "--sizes", "64", "1024"]),
     "sources": ([], ["--sources", "1", "8", "--seconds", "1", "--long", "2"]),
