@@ -25,6 +25,7 @@ from fitwire.errors import HandshakeTimeout, UsageError  # noqa: E402
 from fitwire.events import Described, Log, RunEnded, RunStarted, Sample  # noqa: E402
 from fitwire.lightning import ZMQProgress  # noqa: E402
 from fitwire.train import run as run_module  # noqa: E402
+from fitwire.train.meter import Probe  # noqa: E402
 from fitwire.train.uplink import Delivery, LateRow  # noqa: E402
 from helpers import run_python, until  # noqa: E402
 from lightning_models import QUIET, Awkward, Manual, Plain, Regression, examples, loader  # noqa: E402
@@ -63,6 +64,7 @@ class Tape:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.queue: deque[Any] = deque()
+        self.probe = Probe()
         self.greeted = threading.Event()
         self.made.append(self)
 
@@ -74,6 +76,9 @@ class Tape:
 
     def delivery(self) -> Delivery:
         return Delivery(0, 0, 0, True)
+
+    def offer(self, nbytes: int) -> bool:
+        return True
 
     @property
     def records(self) -> list[Any]:
