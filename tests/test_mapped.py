@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import gc
 import itertools
 import mmap
@@ -17,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -244,39 +243,27 @@ def test_a_handler_that_logs_between_any_two_steps_of_a_call(tmp_path: Path) -> 
     assert told >= 200 and not faults and ring.unkept == 0
 
 
-def places_of_signals(code: CodeType) -> set[int]:
-    """Offsets before which Python looks for signals: behind a call, and where a function begins."""
-    found: set[int] = set()
-    last = ""
-    for instruction in dis.get_instructions(code):
-        if last.startswith("CALL") or last == "RESUME":
-            found.add(instruction.offset)
-        last = instruction.opname
-    return found
-
-
 def interrupted_at(ring: Ring, record: Any, number: int) -> bool:
-    """Append, with a Ctrl-C at the so-manieth place where one can come; whether there were so many."""
+    """Append, with a Ctrl-C at the so-manieth place where one can come; whether there were so many.
+
+    Python looks for signals behind calls and where functions begin: there, and nowhere else, is a profiler asked.
+    """
     count = 0
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+    def interrupt(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal count
-        if frame.f_code.co_filename != mapped.__file__:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and frame.f_lasti in places_of_signals(frame.f_code):
+        if frame.f_code.co_filename == mapped.__file__ and event in ("c_return", "call"):
             count += 1
             if count == number:
                 raise KeyboardInterrupt
-        return trace
 
-    sys.settrace(trace)
+    sys.setprofile(interrupt)
     try:
         ring.append(record)
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(None)
+        sys.setprofile(None)
     return False
 
 
@@ -303,7 +290,7 @@ def test_a_ctrl_c_at_any_place_leaves_ring_and_queue_alike(tmp_path: Path, kind:
         # Where the call was cut before its write, a tombstone may stand for it; no returned call is touched.
         assert came == queued or came == [-1 if step == 10_000 else step for step in queued], number
         ring.close()
-    assert number > 5
+    assert number > 4
 
 
 # -- room
