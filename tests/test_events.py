@@ -462,3 +462,36 @@ def test_the_helpers_blocks_are_read_as_they_are_meant() -> None:
     [(seq, rows)] = decode_events(decode_block(records(4, 3).frames)[1])
 
     assert (seq, [m.values["loss"] for m in explode(rows)]) == (4, [4.0, 5.0, 6.0])
+
+
+def test_blocks_that_say_the_same_are_read_apart() -> None:
+    """What their text says is worked out once; their numbers, places and checks are each block's own."""
+    found: list[Any] = []
+    for first in (1, 3, 5):
+        part, buffers = encode_rows(["loss"], "batch", [(first, 0, 0, 1.0), (first + 1, 0, 0, 2.0)], [[0.5], [first]])
+        block = encode_block(ME, RECORDS, first, 0, [part | {"b": 1}], buffers)
+        found.extend(
+            (seq, rows.names, rows.columns.tolist()) for seq, rows in decode_events(decode_block(block.frames)[1])
+        )
+
+    assert found == [
+        (first, ("loss",), [[first, first + 1], [0, 0], [0, 0], [1, 2], [0.5, first]]) for first in (1, 3, 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [(0, np.nan, "step"), (0, 2.0**53, "step"), (3, np.inf, "step or time"), (2, 2.0**60, "batch")],
+)
+def test_rows_that_were_good_once_do_not_vouch_for_the_next(column: int, value: float, told: str) -> None:
+    """The second block says what the first said, with one number that is none."""
+    columns = np.ones((5, 3))
+    for spoilt in (False, True):
+        columns[column, 1] = value if spoilt else 1.0
+        part, buffers = encode_rows(["loss"], "batch", columns[:4].T.tolist(), columns[4:].T.tolist())
+        message = decode_block(encode_block(ME, RECORDS, 1, 0, [part | {"b": 1}], buffers).frames)[1]
+        if spoilt:
+            with pytest.raises(DecodeError, match=told):
+                list(decode_events(message))
+        else:
+            assert len(list(decode_events(message))) == 1

@@ -197,13 +197,13 @@ def test_a_slow_store_is_given_little_at_a_time_so_that_trainers_go_on_hearing_o
         commit(self, blocks, *rest)
 
     monkeypatch.setattr(Store, "commit", slow)
-    run = train(address, 20_000)
+    run = train(address, 60_000)
     flushed = run.flush(60.0)
     run.finish()
     first = next(index for index, size in enumerate(sizes) if size)
 
     assert flushed
-    assert losses(path, run.id) == [float(step) for step in range(20_000)]
+    assert losses(path, run.id) == [float(step) for step in range(60_000)]
     assert len(sizes) > 10
     assert max(sizes[first + 1 :]) == 1
 

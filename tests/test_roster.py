@@ -41,9 +41,7 @@ class Room:
         keep(self.store, blocks)
         with self.roster.changed:
             for block in blocks:
-                if not self.roster.is_behind(block.sender.run):
-                    self.roster.loaded(self.store, block.sender.run).add(message_of(block), block.count)
-                self.roster.told(block.sender, self.now)
+                self.roster.tell(self.store, block, message_of(block), self.now)
 
     def join(self, teller: Teller) -> None:
         self.roster.joined(self.store, teller.sender, HELLO, self.now)

@@ -8,6 +8,7 @@ that what an event is and how it travels stand on one page.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -16,7 +17,7 @@ import numpy as np
 
 from fitwire.errors import DecodeError, EncodeError
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, decode_array, encode_array, expected_size
-from fitwire.protocol.blocks import Buffer, Kind, Message, decode_json, encode_json
+from fitwire.protocol.blocks import KNOWN, Buffer, Kind, Message, decode_json, encode_json, read_text
 
 __all__ = [
     "ROLES",
@@ -62,6 +63,7 @@ WHOLE = 2**53
 
 COLUMNS = ("step", "epoch", "batch", "time")
 """Columns before the values; an absent epoch or batch is NaN."""
+_BOUNDS = np.array([[WHOLE], [WHOLE], [WHOLE], [np.inf]])
 
 
 def _check_name(kind: str, name: object) -> None:
@@ -395,6 +397,12 @@ def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[in
             Dropped(count=last - seq + 1, what="records", reason=str(message.body.get("reason"))[:200], rank=rank),
         )
         return
+    plan = _known_plan(message.text) if message.text else None
+    if plan is not None and len(message.buffers) == len(plan):
+        for (words, per, count), buffer in zip(plan, message.buffers, strict=True):
+            yield seq, MetricRows(words, per, _checked_columns(buffer, len(words), count), rank)
+            seq += count
+        return
     headers = cast("list[dict[str, Any]]", message.body["buffers"])
     at = 0
     for part in cast("list[dict[str, Any]]", message.body["parts"]):
@@ -416,29 +424,72 @@ def decode_events(message: Message, *, arrays: bool = True) -> Iterator[tuple[in
         seq += count
 
 
+_RowPlan = tuple[tuple[str, ...], Per, int]
+"""Names, what a row stands for, rows."""
+
+
+@functools.lru_cache(KNOWN)
+def _known_plan(text: bytes) -> tuple[_RowPlan, ...] | None:
+    """What a frame 1 says that tells of nothing but rows with one buffer each; None of any other."""
+    body = read_text(text)
+    headers = cast("list[dict[str, Any]]", body["buffers"])
+    parts = cast("list[dict[str, Any]]", body["parts"])
+    if len(parts) != len(headers) or not all(_is_plain_rows(part) for part in parts):
+        return None
+    try:
+        return tuple(
+            (_row_names(part.get("names"), part, header, part.get("n", 1)), part["per"], part.get("n", 1))
+            for part, header in zip(parts, headers, strict=True)
+        )
+    except (DecodeError, ValueError, TypeError):  # said when it is read part by part
+        return None
+
+
+def _is_plain_rows(part: dict[str, Any]) -> bool:
+    buffers: object = part.get("b")
+    return part.get("t") == "metrics" and type(buffers) is int and buffers == 1
+
+
 def _decode_rows(
     part: dict[str, Any], count: int, headers: list[dict[str, Any]], mine: range, buffers: Sequence[Buffer], rank: int
 ) -> MetricRows:
-    names, per, own = part.get("names"), part.get("per"), list(mine)
-    _check_choice("per", per, Per)
+    names, own = part.get("names"), list(mine)
     if names is None and len(own) == 2 and headers[own[0]].get("as") == "fields":
         names = decode_json(buffers[own.pop(0)], MAX_TEXT_BYTES).get("names")
-    if not isinstance(names, list) or len(own) != 1:
+    if len(own) != 1:
+        raise DecodeError("event", "metrics without names or columns")
+    words = _row_names(names, part, headers[own[0]], count)
+    return MetricRows(words, part["per"], _checked_columns(buffers[own[0]], len(words), count), rank)
+
+
+def _row_names(names: object, part: dict[str, Any], header: dict[str, Any], count: int) -> tuple[str, ...]:
+    """Check all that is said of rows but their numbers."""
+    _check_choice("per", part.get("per"), Per)
+    if not isinstance(names, list):
         raise DecodeError("event", "metrics without names or columns")
     for name in cast("list[object]", names):
         _check_name("metric", name)
     words = tuple(cast("list[str]", names))
     if len(set(words)) != len(words):
         raise DecodeError("event", "a metric that stands twice in one row")
-    header = headers[own[0]]
     if header.get("dtype") != "<f8" or header.get("shape") != [len(COLUMNS) + len(words), count]:
         raise DecodeError("event", f"columns of {header.get('shape')} for {len(words)} metrics, {count} rows")
-    columns = decode_array(header, buffers[own[0]])
-    if not (np.isfinite(columns[3]).all() and (np.abs(columns[0]) < WHOLE).all()):
+    return words
+
+
+def _checked_columns(buffer: Buffer, width: int, count: int) -> Array:
+    """float64 ``(4 + width, count)``, a view of the buffer."""
+    if len(buffer) != 8 * (len(COLUMNS) + width) * count:
+        raise DecodeError("size", f"{len(buffer):,} bytes for {count} rows of {width} metrics")
+    columns: Array = np.frombuffer(buffer, "<f8").reshape(len(COLUMNS) + width, count)
+    index = columns[: len(COLUMNS)]
+    good = np.abs(index) < _BOUNDS
+    good[1:3] |= np.isnan(index[1:3])  # NaN says that there is none
+    if not good.all():
+        if not good[1:3].all():
+            raise DecodeError("event", "an epoch or batch that is no number")
         raise DecodeError("event", "a step or time that is no number")
-    if (np.abs(columns[1:3]) >= WHOLE).any():  # NaN says that there is none
-        raise DecodeError("event", "an epoch or batch that is no number")
-    return MetricRows(words, cast(Per, per), columns, rank)
+    return columns
 
 
 _FIELDS: dict[str, tuple[type, ...]] = {

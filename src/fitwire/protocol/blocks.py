@@ -7,6 +7,7 @@ again. This module knows how bytes are laid out, checked and bounded; what a rec
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ __all__ = [
     "encode_json",
     "encode_message",
     "pack_frames",
+    "read_text",
     "slice_frames",
     "sum_of_buffers",
     "unpack_frames",
@@ -65,6 +67,9 @@ CHUNK_BYTES = 2**20
 RECORDS, BULK = 0, 1
 """The two lanes of a source, each with sequence numbers of its own: metrics and events; samples."""
 LANES = (RECORDS, BULK)
+
+KNOWN_BYTES, KNOWN = 1024, 2048
+"""Frames 1 that are remembered as read: how long they may be, and how many; some 5 MiB at most."""
 
 _CRC_OPEN = b'{"crc":"'
 _CRC_END = len(_CRC_OPEN) + 9  # eight hexadecimal digits and the closing quote
@@ -117,8 +122,10 @@ class Message:
         lane: 0 for records, 1 for samples.
         seq: First sequence number, where the kind has one.
         wall_ns: Unix time in nanoseconds when it was made; 0 where nobody asks.
-        body: Frame 1 without its checksum.
+        body: Frame 1 without its checksum; shared by messages that say the same, so it is not changed.
         buffers: Frames 2 and on.
+        text: Frame 1 from behind its checksum, where it is short and the message was received: one source says the same
+            in nearly every block, and what follows from it alone is worked out once.
     """
 
     kind: int
@@ -128,6 +135,7 @@ class Message:
     wall_ns: int = 0
     body: dict[str, Any] = field(default_factory=dict[str, Any])
     buffers: tuple[Buffer, ...] = ()
+    text: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +249,21 @@ def decode_message(frames: Sequence[Buffer], tail: int | None = None) -> Message
         found = joined(_sum(head, text[_CRC_END:], ()), tail, sum(map(len, buffers)))
     if text[len(_CRC_OPEN) : _CRC_END - 1] != b"%08x" % found:
         raise DecodeError("crc", "the checksum does not match: bytes were changed on the way")
+    rest = text[_CRC_END:] if kind == Kind.BLOCK and len(text) <= KNOWN_BYTES else b""
+    body = dict(read_text(rest)) if rest else _body_of(text)
+    return Message(kind, Identity(run, incarnation, rank), lane, seq, wall_ns, body, buffers, rest)
+
+
+def _body_of(text: bytes) -> dict[str, Any]:
     body = decode_json(text)
     body.pop("crc", None)
-    return Message(kind, Identity(run, incarnation, rank), lane, seq, wall_ns, body, buffers)
+    return body
+
+
+@functools.lru_cache(KNOWN)
+def read_text(rest: bytes) -> dict[str, Any]:
+    """What a ``Message.text`` says; remembered, so it is not changed."""
+    return _body_of(_CRC_OPEN + b'00000000"' + rest)
 
 
 def encode_block(
@@ -370,7 +390,31 @@ def block_of(message: Message, frames: Sequence[Buffer], sums: tuple[int, ...] =
     """
     if message.kind != Kind.BLOCK:
         raise DecodeError("kind", f"message kind {message.kind} is not a block")
-    body = message.body
+    count, sizes = _known_layout(message.text) if message.text else _layout(message.body)
+    if len(sizes) != len(message.buffers):
+        raise DecodeError("parts", "buffers and their descriptions differ in number")
+    if sizes != tuple(map(len, message.buffers)):
+        raise DecodeError("size", "a buffer is not as long as its description says")
+    if message.seq < 1 or message.seq + count >= 2**63:
+        raise DecodeError("sequence", f"first sequence number {message.seq}")
+    size = packed_size(frames)
+    if size > MAX_BLOCK_BYTES:
+        raise DecodeError("size", f"a block of {size:,} bytes, at most {MAX_BLOCK_BYTES:,}")
+    return Block(message.sender, message.lane, message.seq, count, tuple(frames), sums)
+
+
+def checksum_of(block: Block) -> int:
+    """The CRC32 that a block's frame 1 says of it; whoever decoded the block has checked it."""
+    return int(bytes(block.frames[1][len(_CRC_OPEN) : _CRC_END - 1]), 16)
+
+
+@functools.lru_cache(KNOWN)
+def _known_layout(text: bytes) -> tuple[int, tuple[int, ...]]:
+    return _layout(read_text(text))
+
+
+def _layout(body: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """Check what a block's frame 1 says of itself; gives its records and its buffers' sizes."""
     count, parts, headers = body.get("n"), body.get("parts"), body.get("buffers")
     if type(count) is not int or not 1 <= count <= MAX_RECORDS:
         raise DecodeError("count", f"{str(count)[:20]} records")
@@ -384,28 +428,17 @@ def block_of(message: Message, frames: Sequence[Buffer], sums: tuple[int, ...] =
         held += size
     if held != count:
         raise DecodeError("count", f"parts hold {held} records, {count} are announced")
-    if len(cast("list[object]", headers)) != len(message.buffers):
-        raise DecodeError("parts", "buffers and their descriptions differ in number")
-    for header, buffer in zip(cast("list[object]", headers), message.buffers, strict=True):
+    sizes: list[int] = []
+    for header in cast("list[object]", headers):
         if not isinstance(header, dict):
             raise DecodeError("parts", "a buffer's description is no object")
-        if expected_size(cast("dict[str, Any]", header))[2] != len(buffer):
-            raise DecodeError("size", "a buffer is not as long as its description says")
-    if message.seq < 1 or message.seq + count >= 2**63:
-        raise DecodeError("sequence", f"first sequence number {message.seq}")
-    if packed_size(frames) > MAX_BLOCK_BYTES:
-        raise DecodeError("size", f"a block of {packed_size(frames):,} bytes, at most {MAX_BLOCK_BYTES:,}")
-    return Block(message.sender, message.lane, message.seq, count, tuple(frames), sums)
-
-
-def checksum_of(block: Block) -> int:
-    """The CRC32 that a block's frame 1 says of it; whoever decoded the block has checked it."""
-    return int(bytes(block.frames[1][len(_CRC_OPEN) : _CRC_END - 1]), 16)
+        sizes.append(expected_size(cast("dict[str, Any]", header))[2])
+    return count, tuple(sizes)
 
 
 def packed_size(frames: Sequence[Buffer]) -> int:
     """Bytes that :func:`pack_frames` makes of them."""
-    return 4 + sum(4 + len(frame) for frame in frames)
+    return 4 + 4 * len(frames) + sum(map(len, frames))
 
 
 def _table(frames: Sequence[Buffer]) -> bytes:

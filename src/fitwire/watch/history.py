@@ -464,23 +464,25 @@ class History:
 
 
 def _keep_pace(pace: Pace, rows: MetricRows) -> None:
-    steps, epochs, batches, times = rows.columns[:4]
-    if pace.first_epoch is None and epochs[0] == epochs[0]:
-        pace.first_epoch = int(epochs[0])
+    index = rows.columns[:4]
+    first, last = index[:, 0].tolist(), index[:, -1].tolist()  # one by one they cost more than all that follows
+    gap = 0.0
+    if len(rows) > 1:
+        with np.errstate(over="ignore"):  # of a peer that makes times up
+            gap = max(gap, float(np.subtract(index[3, 1:], index[3, :-1]).max()))
+    if pace.first_epoch is None and first[1] == first[1]:
+        pace.first_epoch = int(first[1])
     if rows.per == "epoch":
-        pace.epochs_done = max(pace.epochs_done, int(np.nanmax(epochs, initial=-1)) + 1)
-    with np.errstate(over="ignore"):  # of a peer that makes times up
-        gap = float(np.diff(times).max(initial=0.0))
+        pace.epochs_done = max(pace.epochs_done, int(np.nanmax(index[1], initial=-1)) + 1)
     if pace.last is None:
-        pace.told(float(times[0]), int(steps[0]), None, None)
+        pace.told(first[3], int(first[0]), None, None)
     else:
-        gap = max(gap, float(times[0]) - pace.last[0])
-    epoch, batch = float(epochs[-1]), float(batches[-1])
+        gap = max(gap, first[3] - pace.last[0])
+    step, epoch, batch, time = last
     pace.rows += len(rows)
     pace.after_epoch = rows.per == "epoch"
     pace.told(
-        float(times[-1]), int(steps[-1]),
-        None if epoch != epoch else int(epoch), None if batch != batch else int(batch), gap,
+        time, int(step), None if epoch != epoch else int(epoch), None if batch != batch else int(batch), gap
     )  # fmt: skip
 
 

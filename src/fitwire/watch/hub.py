@@ -58,6 +58,13 @@ BYTES_AT_ONCE = 3 * 2**20
 """The same in bytes: less than half of what one source may have under way."""
 ANSWERED_AT_ONCE = 8 * 2**20
 """Bytes of answers in one look: viewers wait for each other, trainers do not wait for viewers."""
+GATHER = 0.005
+"""Seconds from one look to the next while many small messages come: each look is a transaction, and costs as much as
+tens of messages."""
+FEW_BYTES = 2**18
+"""What comes in one look while nothing large is under way, which is not to wait for its acknowledgement."""
+SWEEP = 0.050
+"""Seconds between two looks at sources that said nothing."""
 LOOK_AFTER = 1.0
 """Seconds between two looks at trainers that have gone silent."""
 FORGET_AFTER = 60.0
@@ -156,6 +163,8 @@ class Hub:
         self._portion = AT_ONCE
         self._room = Room()
         self._more_to_read = True
+        self._stirred: dict[_Key, None] = {}  # that have something to be told
+        self._swept = -1e9
         self._store_at = self._saved = -1e9
         self._closing = threading.Event()
         self._opened = threading.Event()
@@ -204,8 +213,11 @@ class Hub:
         try:
             while not self._closing.is_set():
                 with self._surviving("turn"):
-                    self._turn(time.monotonic())
+                    began = time.monotonic()
+                    size = self._turn(began)
                     self._router.wait(HURRY if self._more_to_read else LOOK)
+                    if size < FEW_BYTES:
+                        time.sleep(max(0.0, GATHER - (time.monotonic() - began)))
             with self._surviving("turn"):
                 self._turn(time.monotonic())
             self.roster.refresh(time.monotonic(), at_once=True)
@@ -226,17 +238,22 @@ class Hub:
         """Whatever a peer sends, or the disk does: it is counted, and the hub goes on for the others."""
         try:
             yield
-        except DecodeError as error:
-            self.counts[f"bad {error.kind}"] += 1
-        except Exception:
-            kind = f"fault {what}"
-            if not self.counts[kind]:
-                logger.exception("the hub at %s goes on after a fault (%s)", self.address, what)
-            self.counts[kind] += 1
-            if what == "turn":
-                time.sleep(LOOK)
+        except Exception as error:
+            self._survive(what, error)
 
-    def _turn(self, now: float) -> None:
+    def _survive(self, what: str, error: Exception) -> None:
+        if isinstance(error, DecodeError):
+            self.counts[f"bad {error.kind}"] += 1
+            return
+        kind = f"fault {what}"
+        if not self.counts[kind]:
+            logger.error("the hub at %s goes on after a fault (%s)", self.address, what, exc_info=error)
+        self.counts[kind] += 1
+        if what == "turn":
+            time.sleep(LOOK)
+
+    def _turn(self, now: float) -> int:
+        """Take what came, store it, answer; returns the bytes that came and went."""
         size = 0
         for _ in range(AT_ONCE):
             found = self._router.receive()
@@ -244,23 +261,30 @@ class Hub:
                 break
             peer, frames = found
             size += sum(map(len, frames))
-            with self._surviving("message"):
+            try:
                 self._receive(peer, frames, now)
+            except Exception as error:
+                self._survive("message", error)
             if size > BYTES_AT_ONCE:
                 break
         self._keep(now)
-        for link in list(self._links.values()):
+        if now - self._swept >= SWEEP:
+            self._swept = now
+            self._stirred = dict.fromkeys(self._links)
+        stirred, self._stirred = self._stirred, {}
+        for link in [link for key in stirred if (link := self._links.get(key)) is not None]:
             with self._surviving("source"):
                 self._serve(link, now)
         with self._surviving("roster"):
             self.roster.refresh(now)
-        self._answer(now)
+        size += self._answer(now)
         with self._surviving("roster"):
             self._more_to_read = self.roster.catch_up(self._store)
         if now - self._saved >= SAVE_EVERY:
             self._saved = now
             self._room.settle()
             self._save_summaries()
+        return size
 
     def _receive(self, peer: bytes, frames: list[Buffer], now: float) -> None:
         self.counts["messages"] += 1
@@ -276,11 +300,12 @@ class Hub:
             return
         key = self._peers.get(peer)
         link = self._links.get(key) if key is not None else None
-        if link is None or link.peer != peer or link.sink.sender != message.sender:
+        if key is None or link is None or link.peer != peer or link.sink.sender != message.sender:
             # A source that talks on after the hub was restarted: it greets again.
             self._send(peer, reject(message.sender, "unknown"))
             return
         self._set_up(link, True, now)
+        self._stirred[key] = None
         link.sink.receive(message, frames, now)
 
     def _take_question(self, question: Question) -> None:
@@ -333,6 +358,7 @@ class Hub:
         self._peers[peer] = key
         link.peer, link.who, link.up, link.bye = peer, who, True, False
         self.roster.joined(self._store, sender, hello, now)
+        self._stirred[key] = None
         link.sink.receive(message, frames, now)
 
     def _greet_courier(self, peer: bytes, message: Message, frames: list[Buffer], now: float) -> None:
@@ -363,6 +389,7 @@ class Hub:
         self._peers[peer] = key
         link.peer, link.who, link.up, link.bye = peer, who, True, False
         self.roster.couriered(self._store, sender, message.body, now)
+        self._stirred[key] = None
         link.sink.receive(message, frames, now)
 
     def _new_sink(self, sender: Identity) -> Sink:
@@ -376,8 +403,9 @@ class Hub:
 
     def _keep(self, now: float) -> None:
         """Store what arrived, then acknowledge it; a store that refuses is tried again, and credit holds the rest."""
-        for link in self._links.values():
-            self._fresh.extend(link.sink.take())
+        for key in self._stirred:
+            if (link := self._links.get(key)) is not None:
+                self._fresh.extend(link.sink.take())
         if not self._fresh or now < self._store_at:
             return
         fresh, began = self._fresh[: self._portion], time.monotonic()
@@ -390,14 +418,17 @@ class Hub:
         done: dict[Identity, list[Block]] = {}
         with self.roster.changed:
             for block, message in fresh:
-                with self._surviving("history"):
-                    self._tell(block, message, now)
+                try:
+                    self.roster.tell(self._store, block, message, now)
+                except Exception as error:
+                    self._survive("history", error)
                 done.setdefault(block.sender, []).append(block)
             self.roster.bump()
         for sender, blocks in done.items():
             for life in (0, sender.incarnation):
                 link = self._links.get((sender.run, sender.rank, life))
                 if link is not None and link.sink.sender == sender:
+                    self._stirred[sender.run, sender.rank, life] = None
                     link.sink.committed(blocks, now)
 
     def _portion_out(self, blocks: int, took: float) -> None:
@@ -406,13 +437,6 @@ class Hub:
             self._portion = max(1, int(blocks * COMMIT / took))
         elif blocks == self._portion and self._portion < AT_ONCE:
             self._portion *= 2
-
-    def _tell(self, block: Block, message: Message, now: float) -> None:
-        try:
-            if not self.roster.is_behind(block.sender.run):
-                self.roster.loaded(self._store, block.sender.run).add(message, block.count)
-        finally:
-            self.roster.told(block.sender, now)
 
     def _commit(self, blocks: list[Block], samples: list[tuple[bytes, SampleRef]]) -> bool:
         # With the lines that changed, so that no block lies in the store without its run.
@@ -508,7 +532,8 @@ class Hub:
         if self._peers.get(link.peer) == key:
             del self._peers[link.peer]
 
-    def _answer(self, now: float) -> None:
+    def _answer(self, now: float) -> int:
+        """Answer who can be answered; returns the bytes of it."""
         left = ANSWERED_AT_ONCE
         for key, question in list(self._questions.items()):
             if left <= 0:
@@ -519,6 +544,7 @@ class Hub:
                     continue
                 left -= size
             self._drop_question(key)
+        return ANSWERED_AT_ONCE - left
 
     def _answer_one(self, question: Question, now: float) -> int | None:
         """Answer; returns the bytes that took, None when the question is held."""

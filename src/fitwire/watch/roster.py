@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fitwire.errors import StoreError, UnknownRun
-from fitwire.protocol.blocks import Identity
+from fitwire.protocol.blocks import Block, Identity, Message
 from fitwire.watch.history import History
 from fitwire.watch.states import LOST_AFTER, RankFacts, State, judge, judge_rank
 from fitwire.watch.store import Store
@@ -27,6 +27,8 @@ KEEP_LOADED = 32
 """Histories of runs that do not go on, kept in memory; the rest is read from the store again when asked for."""
 REFRESH = 0.1
 """Seconds between two summaries of a run that is telling: ten a second is what a list can show."""
+REFRESHED = 200.0
+"""Summaries a second, of all runs together: of many each is made less often."""
 CAUGHT_UP = 100
 """Blocks that are read in one go of what unfinished runs had said before this hub began: some 10 ms."""
 REST = 1.0
@@ -89,11 +91,6 @@ class Roster:
             for entry in self._entries.values():
                 self._bump()
                 entry.summary["revision"] = self.revision
-
-    def is_behind(self, run: bytes) -> bool:
-        """Whether a part of what was stored is still to be read: then its new blocks are found there too."""
-        with self.changed:
-            return run in self._behind
 
     def catch_up(self, store: Store, blocks: int = CAUGHT_UP) -> bool:
         """Read a part of what runs that had not ended have said; returns whether there is more to read.
@@ -188,6 +185,21 @@ class Roster:
         if line["cut"]:
             entry.cut |= set(history.late)
 
+    def tell(self, store: Store, block: Block, message: Message, now: float) -> None:
+        """Take a block that was stored, unless it is found there when its run is read.
+
+        Raises:
+            DecodeError: A record in it breaks the rules.
+            StoreError: What its run had said before cannot be read.
+        """
+        with self.changed:
+            try:
+                run = block.sender.run
+                if run not in self._behind:
+                    self.loaded(store, run).add(message, block.count)
+            finally:
+                self.told(block.sender, now)
+
     def told(self, sender: Identity, now: float) -> None:
         """Blocks of this source were stored and are in its history; whoever calls holds :attr:`changed`."""
         entry = self._entries.get(sender.run)
@@ -234,9 +246,10 @@ class Roster:
     def refresh(self, now: float, *, at_once: bool = False) -> None:
         """Judge anew what may have changed; ``at_once`` also what was judged a moment ago."""
         with self.changed:
+            pause = max(REFRESH, len(self._live) / REFRESHED)
             for run in list(self._live):
                 entry = self._entries[run]
-                if at_once or now - entry.refreshed >= (REFRESH if entry.touched else REST):
+                if at_once or now - entry.refreshed >= (pause if entry.touched else max(REST, pause)):
                     self._refresh_one(run, entry, now)
             resting = [run for run in self._histories if run not in self._live]
             for run in resting[: max(0, len(resting) - KEEP_LOADED)]:

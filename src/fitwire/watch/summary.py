@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, cast
 
 from fitwire.protocol.blocks import BULK
@@ -25,10 +25,11 @@ MAX_GAPS = 8
 LAST_DAY = 253_402_214_400.0
 """The year 9999, in Unix seconds: a calendar can show it."""
 
+_START: dict[str, Any] = {field.name: field.default for field in fields(Progress)}
 _BLANK: dict[str, Any] = {
     "id": "", "name": "?", "project": "?", "group": None, "tags": [], "host": "?", "ranks": [], "started": 0.0,
     "touched": 0.0, "state": "lost", "reason": "", "dropped": {}, "complete": False, "settled": True,
-    "progress": asdict(Progress()), "revision": 0, "gaps": [], "missing": 0, "cut": False, "durability": "",
+    "progress": _START, "revision": 0, "gaps": [], "missing": 0, "cut": False, "durability": "",
     "since": 0.0, "gone": False, "pause": 0.0, "badge": "",
 }  # fmt: skip
 
@@ -128,7 +129,7 @@ def summarize(
         totals = info.get("totals")
         over = state.ended or state is State.LOST  # nobody knows whether it takes the time that is left
         known = cast("dict[str, Any]", totals) if isinstance(totals, dict) else {}
-        line["progress"] = _finite(asdict(pace.progress(known, max(0.0, last - began), over)))
+        line["progress"] = _finite(_plain(pace.progress(known, max(0.0, last - began), over)))
     line["badge"] = badge_of(line)
     return line
 
@@ -136,6 +137,11 @@ def summarize(
 def _pause(facts: Iterable[RankFacts]) -> float:
     """The longest pause that is usual for them."""
     return max((rank.longest_gap for rank in facts), default=0.0)
+
+
+def _plain(progress: Progress) -> dict[str, Any]:
+    """As ``dataclasses.asdict``, which copies each number as if it were a tree."""
+    return {name: getattr(progress, name) for name in _START}
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
