@@ -1,10 +1,11 @@
 """What does a hub cost with 1, 8, 64 and 256 trainings that tell it twenty times a second, and does it go on growing?
 
-Each source is the real machine (``protocol.source.Source`` with a packer), without a thread or a journal of its own: a
-few processes turn many of them, each over a socket of its own. ``core_percent`` is the hub's CPU time, libzmq's thread
-included, over the wall's. In the last, long case memory is looked at through the run: ``mb_grew`` is all of it,
-``histories_mb_grew`` the rows that the hub keeps, ``rest_mb_per_minute`` the slope of all but those. Prints one JSON
-line.
+One process plays them all, each over a socket of its own: it greets with the real machine, then sends blocks as a
+packer lays them out, with steps and times of their own, and takes the acknowledgements. ``behind`` is how many records
+were not acknowledged at the last look, ``late_ms`` how late one was sent at most. ``core_percent`` is the hub's CPU
+time, libzmq's thread included, over the wall's, ``player_percent`` the same of the process that plays. In the last,
+long case memory is looked at through the run: ``mb_grew`` is all of it, ``histories_mb_grew`` the rows that the hub
+keeps, ``rest_mb_per_minute`` the slope of all but those. Prints one JSON line.
 
     python benchmarks/sources.py [--sources N ...] [--rate R] [--rows N] [--width K] [--seconds S] [--long S]
 """
@@ -15,91 +16,113 @@ import argparse
 import json
 import os
 import resource
+import select
 import sys
 import time
-from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zmq
 
 from common import Child, at_home, hub_at, print_line
-from fitwire.events import RunEnded, RunStarted
-from fitwire.protocol.blocks import LANES, Block, Identity
+from fitwire.events import RunStarted, encode_event, encode_rows
+from fitwire.protocol.blocks import (
+    RECORDS,
+    Block,
+    Identity,
+    Kind,
+    Message,
+    decode_message,
+    encode_block,
+    encode_message,
+)
 from fitwire.protocol.source import Source, State
-from fitwire.train.packer import Packer, Row
-
-SIMULATORS = 2
-"""Processes that the sources are spread over: one cannot turn 256 of them fast enough while the hub has a core."""
 
 GUARD = 20.0
 """Seconds after which a simulator gives up on a hub that does not answer."""
 
 
-class Shelf:
-    """The plainest backlog: blocks in a dictionary, forgotten when the hub has them."""
-
-    def __init__(self) -> None:
-        self._blocks: list[dict[int, Block]] = [{} for _ in LANES]
-        self._head = [0 for _ in LANES]
-
-    def append(self, block: Block) -> None:
-        """Keep the next block of its lane."""
-        self._blocks[block.lane][block.first] = block
-        self._head[block.lane] = block.last
+class Nothing:
+    """A backlog that holds nothing yet."""
 
     def first(self, lane: int) -> int:
-        """Lowest sequence number kept."""
-        return next(iter(self._blocks[lane]), self._head[lane] + 1)
+        """The first to come."""
+        return 1
 
     def head(self, lane: int) -> int:
-        """Highest sequence number."""
-        return self._head[lane]
+        """None was written."""
+        return 0
 
     def read(self, lane: int, seq: int) -> Block | None:
-        """The block that begins there."""
-        return self._blocks[lane].get(seq)
+        """Nothing."""
+        return None
 
     def trim(self, lane: int, upto: int) -> None:
-        """The hub has those."""
-        blocks = self._blocks[lane]
-        while blocks and next(iter(blocks.values())).last <= upto:
-            del blocks[next(iter(blocks))]
+        """Nothing to forget."""
 
 
 class Training:
-    """One simulated training: its machine, its socket, and what it says."""
+    """One simulated training: its greeting, its socket, and what it says."""
 
-    def __init__(self, context: zmq.Context[Any], address: str, number: int, width: int) -> None:
+    def __init__(self, context: zmq.Context[Any], address: str, number: int, rows: int, width: int) -> None:
         self.sender = Identity(os.urandom(16), int(time.time()), 0)
-        self.backlog = Shelf()
-        self.source = Source(self.sender, {"name": f"source {number}"}, self.backlog)
-        self.packer = Packer(self.sender, self.backlog.append)
+        self.source = Source(self.sender, {"name": f"source {number}", "project": "benchmark"}, Nothing())
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(address)
-        self.values = [{f"metric{k}": float(i * k) for k in range(width)} for i in range(100)]
-        self.step = 0
-        now = time.time()
-        self.packer.add([RunStarted(time=now, rank=0, name=f"source {number}", project="benchmark", info={})])
+        self.seq, self.step, self.answer = 1, 0, list[bytes]()
+        self.columns = np.full((4 + width, rows), np.nan)
+        self.columns[4:] = np.random.default_rng(number).normal(size=(width, rows))
+        names = [f"metric{k}" for k in range(width)]
+        part, buffers = encode_rows(names, "batch", cast(Any, self.columns[:4].T), cast(Any, self.columns[4:].T))
+        self.body = {"n": rows, "parts": [part | {"b": 1}], "buffers": [header for header, _ in buffers]}
         self.source.connect(time.monotonic())
 
-    def say(self, rows: int) -> None:
-        """Log so many rows, as one look of an I/O thread would find them."""
-        now, first = time.time(), self.step
-        self.step += rows
-        said: list[Row] = [(now, i, None, None, "batch", self.values[i % 100]) for i in range(first, self.step)]
-        self.packer.add(said)
-
-    def serve(self, now: float) -> None:
-        """Take what came, send what is due."""
-        while True:
-            try:
-                self.source.receive(self.socket.recv_multipart(zmq.DONTWAIT), now)
-            except zmq.Again:
-                break
+    def greet(self, now: float) -> bool:
+        """Go on with the greeting; whether the hub has welcomed it."""
+        while self.hear():
+            self.source.receive(self.answer, now)
         for frames in self.source.due(now):
             self.socket.send_multipart(frames)
+        if self.source.state is State.STREAMING:
+            self.say(RunStarted(time=time.time(), name=self.source.hello["name"], project="benchmark", info={}))
+            return True
+        return False
+
+    def hear(self) -> bool:
+        """Take one answer, if there is one."""
+        try:
+            self.answer = self.socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def say(self, event: RunStarted) -> None:
+        """One event."""
+        part, buffers = encode_event(event)
+        block = encode_block(self.sender, RECORDS, self.seq, time.time_ns(), [part | {"b": len(buffers)}], buffers)
+        self._send(list(block.frames), 1)
+
+    def log(self) -> None:
+        """As many rows as one look of an I/O thread finds, laid out as a packer would."""
+        rows, now = self.columns.shape[1], time.time()
+        self.columns[0] = np.arange(self.step, self.step + rows)
+        self.columns[3] = now
+        self.step += rows
+        buffers = (self.columns.tobytes(),)
+        message = Message(Kind.BLOCK, self.sender, RECORDS, self.seq, int(now * 1e9), self.body, buffers)
+        self._send(encode_message(message), rows)
+        while self.hear():
+            pass
+
+    def _send(self, frames: list[Any], count: int) -> None:
+        self.socket.send_multipart(frames)
+        self.seq += count
+
+    @property
+    def behind(self) -> int:
+        """Records that the hub had not confirmed when it was last heard."""
+        return self.seq - 1 - int(decode_message(self.answer).body["have"][RECORDS])
 
 
 def simulate(address: str, count: str, rate: str, rows: str, width: str) -> None:
@@ -107,84 +130,57 @@ def simulate(address: str, count: str, rate: str, rows: str, width: str) -> None
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     context: zmq.Context[Any] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4096)
-    trainings = [Training(context, address, number, int(width)) for number in range(int(count))]
-    poller = zmq.Poller()
-    by_socket = {training.socket: training for training in trainings}
-    for socket in by_socket:
-        poller.register(socket, zmq.POLLIN)
-    poller.register(sys.stdin.fileno(), zmq.POLLIN)
-    until = time.monotonic() + GUARD
-    while not all(t.source.state is State.STREAMING for t in trainings):
-        now = time.monotonic()
-        if now > until:
+    trainings = [Training(context, address, number, int(rows), int(width)) for number in range(int(count))]
+    until, silent = time.monotonic() + GUARD, trainings
+    while silent := [training for training in silent if not training.greet(time.monotonic())]:
+        if time.monotonic() > until:
             raise SystemExit("the hub does not welcome everybody")
-        for training in trainings:
-            training.serve(now)
         time.sleep(0.01)
     print("ready", flush=True)
-    _turn(trainings, poller, by_socket, 1 / float(rate), int(rows))
-    for training in trainings:
-        training.packer.add([RunEnded(time=time.time(), status="finished")])
-        training.source.goodbye("finished")
-    until = time.monotonic() + GUARD
-    while not all(t.source.state is State.ENDED for t in trainings) and time.monotonic() < until:
-        for training in trainings:
-            training.serve(time.monotonic())
-        time.sleep(0.005)
+    _turn(trainings, 1 / float(rate))
     context.destroy(linger=0)
 
 
-def _turn(
-    trainings: list[Training], poller: zmq.Poller, by_socket: dict[Any, Training], beat: float, rows: int
-) -> None:
-    """Each training speaks once a beat, all spread over it; whoever is answered is served."""
+def _turn(trainings: list[Training], beat: float) -> None:
+    """Each training speaks once a beat, all spread over it."""
     begun = time.monotonic()
     spoken, late = 0, 0.0
     while True:
         due = begun + spoken * beat / len(trainings)
         now = time.monotonic()
-        if now >= due:
-            late = max(late, now - due)
-            training = trainings[spoken % len(trainings)]
-            training.say(rows)
-            training.serve(now)
-            spoken += 1
-            if spoken % 8:
-                continue
-        for socket, _ in poller.poll(max(0, int((due - now) * 1000))):
-            if socket == sys.stdin.fileno():
+        if now < due or spoken % 64 == 0:
+            if select.select([sys.stdin], [], [], max(0.0, due - now))[0]:
                 if not sys.stdin.readline():
                     return
-                behind = sum(t.backlog.head(lane) - t.source.have[lane] for t in trainings for lane in LANES)
-                replays = sum(t.source.replays for t in trainings)
-                print(json.dumps({"messages": spoken, "late": late, "behind": behind, "replays": replays}), flush=True)
+                behind, cpu = sum(training.behind for training in trainings), time.process_time()
+                print(json.dumps({"late": late, "behind": behind, "cpu": cpu}), flush=True)
                 late = 0.0
-            else:
-                by_socket[socket].serve(now)
+            if now < due:
+                continue
+        late = max(late, now - due)
+        trainings[spoken % len(trainings)].log()
+        spoken += 1
 
 
 def measure(number: int, seconds: float, options: argparse.Namespace, looks: int) -> dict[str, Any]:
     """The hub with so many sources for so long."""
-    with at_home() as folder, hub_at(folder) as (address, hub), ExitStack() as stack:
-        split = [number // SIMULATORS + (i < number % SIMULATORS) for i in range(SIMULATORS)]
-        simulators = [
-            Child("sources.py", "simulate", address, count, options.rate, options.rows, options.width)
-            for count in split if count
-        ]  # fmt: skip
-        for simulator in simulators:
-            stack.callback(simulator.close)
+    with at_home() as folder, hub_at(folder) as (address, hub):
+        player = Child("sources.py", "simulate", address, number, options.rate, options.rows, options.width)
         time.sleep(1.0)
-        for simulator in simulators:
-            simulator.ask()
-        seen = [hub.ask()]
+        before, seen = player.ask(), [hub.ask()]
         for _ in range(looks):
             time.sleep(seconds / looks)
             seen.append(hub.ask())
-        said = [simulator.ask() for simulator in simulators]
-    return {"sources": number, "seconds": seconds, **_found(seen, said, options)}
+        after = player.ask()
+        player.close()
+    share = 100 * (after["cpu"] - before["cpu"]) / (seen[-1]["wall"] - seen[0]["wall"])
+    return {
+        "sources": number, "seconds": seconds, **_found(seen, options), "behind": after["behind"],
+        "late_ms": 1000 * after["late"], "player_percent": share,
+    }  # fmt: skip
 
 
-def _found(seen: list[dict[str, Any]], said: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+def _found(seen: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     first, last = seen[0], seen[-1]
     wall = last["wall"] - first["wall"]
     blocks = last["counts"]["blocks"] - first["counts"]["blocks"]
@@ -197,8 +193,6 @@ def _found(seen: list[dict[str, Any]], said: list[dict[str, Any]], options: argp
         "mb": last["mb"], "mb_grew": last["mb"] - first["mb"],
         "histories_mb_grew": last["history_mb"] - first["history_mb"],
         "room_mb_grew": last["room_mb"] - first["room_mb"],
-        "behind": sum(one["behind"] for one in said), "replays": sum(one["replays"] for one in said),
-        "late_ms": 1000 * max(one["late"] for one in said),
     }  # fmt: skip
     if len(seen) > 3:
         found["rest_mb_per_minute"] = 60 * float(np.polyfit(times, rest, 1)[0])
