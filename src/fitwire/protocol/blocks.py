@@ -57,7 +57,7 @@ assert HEAD.size == 48
 MAX_BUFFERS = 64
 """Arrays in one message."""
 MAX_RECORDS = 4096
-"""Records in one block; the trainer closes a block at 256, a compacted one may hold more."""
+"""Records in one block; the trainer closes a block at 1,024, a compacted one may hold more."""
 MAX_BLOCK_BYTES = MAX_ARRAY_BYTES + 2**20
 """A whole block, packed: one array of the largest size with its head, or many that are smaller."""
 CHUNK_BYTES = 2**20
