@@ -247,7 +247,7 @@ def decode_message(frames: Sequence[Buffer], tail: int | None = None) -> Message
         found = _sum(head, text[_CRC_END:], buffers)
     else:
         found = joined(_sum(head, text[_CRC_END:], ()), tail, sum(map(len, buffers)))
-    if text[len(_CRC_OPEN) : _CRC_END - 1] != b"%08x" % found:
+    if text[len(_CRC_OPEN) : _CRC_END] != b'%08x"' % found:  # the quote too, which no checksum covers
         raise DecodeError("crc", "the checksum does not match: bytes were changed on the way")
     rest = text[_CRC_END:] if kind == Kind.BLOCK and len(text) <= KNOWN_BYTES else b""
     body = dict(read_text(rest)) if rest else _body_of(text)
