@@ -482,3 +482,15 @@ def large(*sizes: int) -> Block:
     chance = np.random.default_rng(0)
     buffers = [encode_array(chance.integers(0, 255, size, np.uint8)) for size in sizes]
     return encode_block(Identity(bytes(range(16)), 7, 1), BULK, 1, 5, [{"t": "x", "b": len(sizes)}], buffers)
+
+
+def test_a_flipped_byte_is_found_also_where_the_text_is_known() -> None:
+    """What blocks have in common is read once; each of them is checked whole all the same."""
+    frames = [bytes(frame) for frame in records(1).frames]
+    decode_block(frames)
+    for number, frame in enumerate(frames):
+        for at in range(len(frame)):
+            changed = bytearray(frame)
+            changed[at] ^= 1
+            with pytest.raises(DecodeError):
+                decode_block([*frames[:number], bytes(changed), *frames[number + 1 :]])
