@@ -215,7 +215,7 @@ def test_a_held_question_is_answered_after_two_seconds_and_when_the_line_changes
     held = heard(room, question)
     room.now += HOLD
     in_vain = heard(room, question)
-    room.state(after=20.0)
+    room.state(after=100.0)
     patient.until = room.now + HOLD
     news = heard(room, patient)
 
