@@ -503,7 +503,7 @@ def test_a_trainer_that_is_stopped_is_stalled_and_not_lost(
                str(address)) as trainer:  # fmt: skip
         assert trainer.read() is True
         run = bytes.fromhex(hub.roster.summaries()[0]["id"])
-        until(lambda: line(hub, run)["state"] == "running")
+        until(lambda: (line(hub, run)["progress"]["step"] or 0) > 20)  # its pace is known
         os.kill(trainer.pid, signal.SIGSTOP)
         until(lambda: line(hub, run)["state"] == "stalled")
         seen = {line(hub, run)["state"] for _ in range(100) if time.sleep(0.02) is None}
