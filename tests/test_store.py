@@ -12,7 +12,7 @@ import pytest
 
 from fitwire.errors import StoreError
 from fitwire.events import Dropped, encode_event
-from fitwire.protocol.blocks import BULK, RECORDS, Identity, encode_block, pack_frames
+from fitwire.protocol.blocks import BULK, CHUNK_BYTES, RECORDS, Identity, encode_block, pack_frames
 from fitwire.watch.store import SMALL_BYTES, Store
 from helpers import picture as picture_block
 from helpers import records
@@ -56,6 +56,30 @@ def test_a_block_that_comes_again_changes_nothing(path: Path) -> None:
 
     assert len(list(store.blocks(records(1).sender))) == 1
     assert len(list(store.samples(records(1).sender))) == 1
+    store.close()
+
+
+def test_a_large_block_is_stored_in_pieces_and_once(path: Path) -> None:
+    """To the byte, whatever its size; one that comes again leaves the first alone."""
+    store = Store(path)
+    sizes = (CHUNK_BYTES - 1000, CHUNK_BYTES, 2 * CHUNK_BYTES, 3_000_001)
+    blocks = [picture_block(number, size) for number, size in enumerate(sizes, 1)]
+    for _ in range(2):
+        keep(store, blocks)
+
+    assert [b.blob for b in store.blocks(blocks[0].sender, BULK)] == [pack_frames(b.frames) for b in blocks]
+    store.close()
+
+
+def test_a_large_block_that_cannot_be_stored_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row was there before its bytes: a fault between the two takes both back, and what came with them."""
+    store = Store(path)
+    monkeypatch.setattr("fitwire.watch.store.slice_frames", lambda *what: iter([b"x" * 2**22]))  # past its end
+    with pytest.raises((StoreError, ValueError)):
+        keep(store, [records(1, 3), picture_block(1, 2_000_000)])
+
+    assert list(store.blocks(records(1).sender)) == []
+    assert list(store.blocks(records(1).sender, BULK)) == []
     store.close()
 
 

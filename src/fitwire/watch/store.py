@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fitwire.errors import StoreError
-from fitwire.protocol.blocks import BULK, RECORDS, Block, Identity, pack_frames
+from fitwire.protocol.blocks import BULK, CHUNK_BYTES, RECORDS, Block, Identity, pack_frames, slice_frames
 
 __all__ = ["End", "SampleRef", "Store", "StoredBlock"]
 
@@ -53,6 +53,7 @@ CREATE TABLE IF NOT EXISTS ends (
     PRIMARY KEY (run, incarnation, rank, lane)
 ) WITHOUT ROWID;
 """
+_INSERT = "INSERT OR IGNORE INTO blocks (run, incarnation, rank, lane, first, last, size, blob)"
 _OF = "run=? AND incarnation=? AND rank=? AND lane=?"
 
 
@@ -198,10 +199,12 @@ class Store:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 db.executemany(
-                    "INSERT OR IGNORE INTO blocks (run, incarnation, rank, lane, first, last, size, blob)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    map(_block_row, blocks),
+                    f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(*_block_row(b), pack_frames(b.frames)) for b in blocks if b.nbytes <= CHUNK_BYTES],
                 )
+                for block in blocks:
+                    if block.nbytes > CHUNK_BYTES:
+                        _insert_large(db, block)
                 if samples:
                     db.executemany(
                         "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -346,7 +349,18 @@ def _key(sender: Identity, lane: int) -> tuple[bytes, int, int, int]:
 
 
 def _block_row(block: Block) -> tuple[Any, ...]:
-    return *_key(block.sender, block.lane), block.first, block.last, block.nbytes, pack_frames(block.frames)
+    return *_key(block.sender, block.lane), block.first, block.last, block.nbytes
+
+
+def _insert_large(db: sqlite3.Connection, block: Block) -> None:
+    """As the others, piece by piece: SQLite would hold three more copies of it."""
+    size = block.nbytes
+    row = db.execute(f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(?))", (*_block_row(block), size))
+    if row.rowcount == 1 and row.lastrowid is not None:
+        with db.blobopen("blocks", "blob", row.lastrowid) as blob:
+            for at in range(0, size, CHUNK_BYTES):
+                for piece in slice_frames(block.frames, at, min(CHUNK_BYTES, size - at)):
+                    blob.write(piece)
 
 
 def _arrays(text: str) -> dict[str, tuple[str, tuple[int, ...]]]:
