@@ -7,7 +7,8 @@ Prints one JSON line; rates are GB/s (10⁹ bytes a second), medians of the roun
 - ``link``: arrays of a sample packed, sent by a ``Source`` over TCP, taken, checked and confirmed by a ``Sink`` in
   another process; no journal and no store. ``link_ipc``: the same over a Unix socket, which is fitwire's default.
 - ``stored``: ``Run.sample`` to a hub in another process, until its store has committed; over the default Unix socket.
-- ``held``: how long ``Run.sample`` holds its caller, as a multiple of copying the array into fresh memory.
+- ``held``: how long ``Run.sample`` holds its caller, as a multiple of a plain copy that is kept as long as the sample's
+  and made in turn with it: memory that was not in use before costs either of them many times the copying.
 
 ``link_share`` and ``stored_share`` are parts of ``tcp``.
 
@@ -45,6 +46,8 @@ from fitwire.watch.hub import AT_ONCE, BYTES_AT_ONCE, Hub
 
 SIZES_KIB = (64, 256, 1024, 4096, 16_384, 65_536, 131_072)
 LOOK = 0.020
+TOGETHER = 32 * 2**20
+"""Bytes of samples that wait at once: within the budget of what keeps them."""
 
 
 class Child:
@@ -203,31 +206,36 @@ def measure_link(address: str, array: np.ndarray, count: int) -> float:
     return took
 
 
-def measure_stored(run: fitwire.Run, array: np.ndarray, count: int) -> tuple[float, float]:
-    """Seconds until ``count`` samples are in the store, and the median seconds that a call took."""
-    together = max(1, 32 * 2**20 // array.nbytes)  # within the budget of the backlog
-    held: list[float] = []
+def measure_stored(run: fitwire.Run, array: np.ndarray, count: int) -> float:
+    """Seconds until ``count`` samples are in the store."""
+    together = max(1, TOGETHER // array.nbytes)
     begun = time.perf_counter()
     for number in range(count):
-        called = time.perf_counter()
         run.sample("s", step=number, image=array)
-        held.append(time.perf_counter() - called)
         if (number + 1) % together == 0 or number + 1 == count:
             assert run.flush(60.0)
-    return time.perf_counter() - begun, statistics.median(held)
+    return time.perf_counter() - begun
 
 
-def measure_fresh_copy(array: np.ndarray, count: int) -> float:
-    """Median seconds of a copy into memory that is new, as a sample's is, because the last are still under way."""
-    took: list[float] = []
+def measure_held(run: fitwire.Run, array: np.ndarray, count: int) -> float:
+    """How long a call takes, as a multiple of a copy: the median over pairs of one each, either first."""
+    shares: list[float] = []
     kept: list[np.ndarray] = []
-    for _ in range(count):
-        begun = time.perf_counter()
-        kept.append(array.copy())
-        took.append(time.perf_counter() - begun)
-        if sum(copy.nbytes for copy in kept) >= 32 * 2**20:
+    for number in range(count):
+        took = [0.0, 0.0]
+        for ours in (True, False) if number % 2 else (False, True):
+            begun = time.perf_counter()
+            if ours:
+                run.sample("s", step=number, image=array)
+            else:
+                kept.append(array.copy())
+            took[ours] = time.perf_counter() - begun
+        shares.append(took[True] / took[False])
+        if len(kept) * array.nbytes >= TOGETHER:
+            assert run.flush(60.0)
             kept.clear()
-    return statistics.median(took)
+    assert run.flush(60.0)
+    return statistics.median(shares)
 
 
 def measure(size: int, megabytes: int, ports: dict[str, Any], only: str | None) -> dict[str, float]:
@@ -240,9 +248,9 @@ def measure(size: int, megabytes: int, ports: dict[str, Any], only: str | None) 
         found["link"] = total / measure_link(ports["link"], array, count)
         found["link_ipc"] = total / measure_link(ports["link_ipc"], array, count)
     if only != "link":
-        took, held = measure_stored(ports["run"], array, max(2, count // 4))
-        found["stored"] = max(2, count // 4) * size / 1e9 / took
-        found["held"] = held / measure_fresh_copy(array, max(3, count // 4))
+        some = max(2, count // 8)  # a disk takes a tenth of what the link carries
+        found["stored"] = some * size / 1e9 / measure_stored(ports["run"], array, some)
+        found["held"] = measure_held(ports["spared"], array, min(max(6, some), 100))
     return found
 
 
@@ -256,7 +264,7 @@ def summarize(size: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES_KIB, metavar="KIB")
     parser.add_argument("--megabytes", type=int, default=512, help="what crosses in one measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -269,12 +277,14 @@ def main() -> None:
         tcp, hub = Child("tcp"), Child("hub", places["hub"], f"{folder}/store.sqlite3")
         sinks = [Child("link", places[place]) for place in ("link", "link_ipc")]
         run = fitwire.init(places["hub"], name="arrays", wait=10.0)
-        ports: dict[str, Any] = {"tcp": int(tcp.hello), "run": run, **places}
+        spared = fitwire.init(places["link_ipc"], name="held", wait=10.0)  # its samples are stored by nobody
+        ports: dict[str, Any] = {"tcp": int(tcp.hello), "run": run, "spared": spared, **places}
         found: list[dict[str, Any]] = []
         for kib in chosen.sizes:
             rounds = [measure(kib * 1024, chosen.megabytes, ports, chosen.only) for _ in range(chosen.rounds)]
             found.append(summarize(kib * 1024, rounds))
         run.finish()
+        spared.finish()
         for child in (tcp, hub, *sinks):
             child.close()
         size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
