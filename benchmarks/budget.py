@@ -147,8 +147,55 @@ BUDGET = (
     ),
 )  # fmt: skip
 
-LIMITS: dict[str, str] = {}
-"""Of lines that fell short: what limits them, found by profile. Said in the page where the figure falls short."""
+_COLD = (
+    "Caches: between two calls a millisecond apart other code has filled them. The same call takes a third of a "
+    "microsecond in a tight loop; what the machine adds is seen in the empty function and the seed's call beside it."
+)
+_CONTENDED = (
+    "The I/O thread, which takes the interpreter's lock at its look every 20 ms. Of its CPU time some 40 % packs rows, "
+    "30 % sends and takes the acknowledgement, 10 % writes the journal; in caches that the training has filled, packing "
+    "takes several times what it takes in a loop of its own."
+)
+_SUMS = (
+    "The CRC32 of each byte, once at each end, by zlib at about 1 GB/s on two busy cores; with the optional package "
+    "`isal` it is nine times as fast."
+)
+
+LIMITS: dict[str, str] = {
+    "tight": "The interpreter: one call, a look at each value's type, a clock, a copy of the mapping and an append.",
+    "paced": _COLD,
+    "paced p99": _CONTENDED,
+    "seed": _COLD,
+    "away": _COLD,
+    "away p99": _CONTENDED,
+    "away worst": "The scheduler and the interpreter's lock: compare the empty function's and the seed's worst, below.",
+    "process": (
+        "Caches: packing a record and writing it twice into mapped memory takes a microsecond in a tight loop, "
+        "several where other code has run in between."
+    ),
+    "slowdown": _CONTENDED,
+    "values 1": (
+        "One `log()` for each value: the call and, in turn with it for the interpreter's lock, half a microsecond of "
+        "packing. The hub is idle most of the time: a million records take it a quarter of a second of CPU."
+    ),
+    "seed link": (
+        "The training thread and its I/O thread share one interpreter: `log()` and packing take about a microsecond a "
+        "record together, the seed's `send_json` three to five. The hub's CPU would allow for more than ten times."
+    ),
+    "1 MiB": _SUMS,
+    "16 MiB": _SUMS,
+    "hub": (
+        "The interpreter: what a block of 20 rows costs the hub's thread is, by profile, one half its history (checking "
+        "columns, pace, appending), one quarter receiving and decoding, one tenth SQLite. It is a price for each block, "
+        "hardly for each row."
+    ),
+    "latency": "The I/O thread's look every 20 ms, then the hub's commit and the monitor's question.",
+    "import": (
+        "Classes: the trainer's wing defines some forty frozen dataclasses, which the standard library makes from source "
+        "text at each import; then `hashlib` and `socket`."
+    ),
+}
+"""Of lines that may fall short: what limits them, found by profile. Said in the page only where the figure does."""
 
 
 def judge(results: Results) -> list[Verdict]:
