@@ -152,8 +152,8 @@ _COLD = (
     "microsecond in a tight loop; what the machine adds is seen in the empty function and the seed's call beside it."
 )
 _CONTENDED = (
-    "The I/O thread, which takes the interpreter's lock at its look every 20 ms. Of its CPU time some 40 % packs rows, "
-    "30 % sends and takes the acknowledgement, 10 % writes the journal; in caches that the training has filled, packing "
+    "The I/O thread, which takes the interpreter's lock at its look every 20 ms. Of its CPU time 40 % packs rows, "
+    "30 % sends and takes the acknowledgement, 10 % writes the journal; in caches that the training has filled packing "
     "takes several times what it takes in a loop of its own."
 )
 _SUMS = (
@@ -185,14 +185,14 @@ LIMITS: dict[str, str] = {
     "1 MiB": _SUMS,
     "16 MiB": _SUMS,
     "hub": (
-        "The interpreter: what a block of 20 rows costs the hub's thread is, by profile, one half its history (checking "
-        "columns, pace, appending), one quarter receiving and decoding, one tenth SQLite. It is a price for each block, "
-        "hardly for each row."
+        "The interpreter: what a block costs the hub's thread is, by profile, one half its history (checking columns, "
+        "pace, appending), one quarter receiving and decoding, one tenth SQLite. It is a price for each block, hardly "
+        "for each row."
     ),
     "latency": "The I/O thread's look every 20 ms, then the hub's commit and the monitor's question.",
     "import": (
-        "Classes: the trainer's wing defines some forty frozen dataclasses, which the standard library makes from source "
-        "text at each import; then `hashlib` and `socket`."
+        "Classes: the trainer's wing defines some forty dataclasses, which the standard library makes from source text "
+        "at each import; then `hashlib` and `socket`."
     ),
 }
 """Of lines that may fall short: what limits them, found by profile. Said in the page only where the figure does."""
