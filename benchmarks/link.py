@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import cProfile
 import json
+import os
 import random
 import sys
 import threading
@@ -41,6 +42,8 @@ AHEAD = 100_000
 
 def watch(address: str) -> None:
     """Say when each value of the run ``latency`` is seen; its value is when it was logged."""
+    # Whoever started this may be killed: its end closes our stdin.
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     with Monitor(address, serve=False) as monitor:
         print("ready", flush=True)
         delays: list[float] = []
@@ -51,7 +54,8 @@ def watch(address: str) -> None:
 
 
 def receive_seed() -> None:
-    """Take dicts as the seed does; answer a line with how many came and when the last did."""
+    """Take dicts as the seed does; tell at each end how many came and when the last did."""
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     socket = zmq.Context.instance().socket(zmq.SUB)
     socket.set_hwm(0)
     socket.setsockopt(zmq.SUBSCRIBE, b"")

@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -239,13 +240,15 @@ class Sink(http.server.BaseHTTPRequestHandler):
 
 def serve_posts() -> None:
     """The server that RemoteMonitor posts to, until stdin is closed."""
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink) as server:
         print(server.server_address[1], flush=True)
         server.serve_forever()
 
 
 def receive_seed() -> None:
-    """The seed's receiver: SUB, bound; takes all."""
+    """The seed's receiver: SUB, bound; takes all until stdin is closed."""
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.SUBSCRIBE, b"")

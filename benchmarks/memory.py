@@ -57,7 +57,7 @@ def watch(address: str) -> None:
             name, length = json.loads(line)
             run = monitor.wait_for_run(name, timeout=60.0)
             if length:
-                while run.progress.step < length - 1:
+                while (run.progress.step or 0) < length - 1:
                     time.sleep(0.01)
             else:
                 _ = run.metrics
