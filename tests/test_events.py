@@ -150,7 +150,7 @@ def test_nesting_has_one_limit_for_both_ends() -> None:
         (lambda: RunStarted(name=""), "run name '' needs 1 to 256 characters"),
         (lambda: RunStarted(name="x" * (MAX_NAME + 1)), "needs 1 to 256 characters"),
         (lambda: RunStarted(name="x", project=""), "project name"),
-        (lambda: Described(what="other", values={}), "pass config, summary or info"),  # type: ignore[arg-type]
+        (lambda: Described(what="other", values={}), "pass one of config, summary, info, controls"),  # type: ignore[arg-type]
         (lambda: Log(text="x", level="loud"), "pass one of debug, info, warning, error"),  # type: ignore[arg-type]
         (lambda: Alert(title="x", level="loud"), "pass one of"),  # type: ignore[arg-type]
         (lambda: RunEnded(status="done"), "pass one of finished, failed, interrupted"),  # type: ignore[arg-type]

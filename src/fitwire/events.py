@@ -22,7 +22,11 @@ from fitwire.protocol.blocks import KNOWN, Buffer, Kind, Message, decode_json, e
 __all__ = [
     "ROLES",
     "Alert",
+    "Command",
+    "CommandDone",
+    "CommandStatus",
     "Described",
+    "DescribedWhat",
     "Dropped",
     "EpochEnded",
     "Event",
@@ -42,6 +46,7 @@ __all__ = [
 Per = Literal["batch", "epoch", "time"]
 """What one point of a curve stands for: a batch, an epoch, or a moment (system gauges)."""
 
+DescribedWhat = Literal["config", "summary", "info", "controls"]
 Level = Literal["debug", "info", "warning", "error"]
 Status = Literal["finished", "failed", "interrupted"]
 
@@ -121,16 +126,17 @@ class Described(_Said):
     """Something about the run was added or changed; ``values`` are merged over what was known.
 
     Attributes:
-        what: ``"config"`` (what the user set), ``"summary"`` (results) or ``"info"`` (what was found).
+        what: ``"config"`` (what the user set), ``"summary"`` (results), ``"info"`` (what was found) or ``"controls"``
+            (what may be asked of it: name to ``kind``, and of a knob its ``type``, ``value``, ``low``, ``high``,
+            ``choices`` and ``log``).
         values: Plain JSON values.
     """
 
-    what: Literal["config", "summary", "info"]
+    what: DescribedWhat
     values: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.what not in ("config", "summary", "info"):
-            raise ValueError(f"what is {str(self.what)[:40]!r}: pass config, summary or info")
+        _check_choice("what", self.what, DescribedWhat)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +263,62 @@ class Dropped(_Said):
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+CommandStatus = Literal["applied", "accepted", "refused", "expired", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command(_Said):
+    """What a watcher asked for, as the training took it.
+
+    Attributes:
+        client: 32 hexadecimal digits: who asks, for the life of a client.
+        number: Of the command, from 1 for each client; the two together are carried out once.
+        name: ``"stop"``, ``"set"``, ``"pause"`` and so on.
+        arguments: Plain JSON values.
+        author: For people: user and host, as the client says.
+        asked: Unix seconds at the client.
+    """
+
+    client: str
+    number: int
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    author: str = ""
+    asked: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_name("command", self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandDone(_Said):
+    """What became of a command; ``step`` is the one at which it was carried out.
+
+    Attributes:
+        client: As of the command.
+        number: As of the command.
+        name: As of the command.
+        status: ``"applied"``; ``"accepted"`` when it takes effect later; ``"refused"``, ``"expired"`` or ``"failed"``.
+        reason: Why, or what it waits for.
+        before: What was changed, as it was; None where nothing was.
+        after: What it is now.
+        author: As of the command.
+    """
+
+    client: str
+    number: int
+    name: str
+    status: CommandStatus
+    reason: str = ""
+    before: Any = None
+    after: Any = None
+    author: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name("command", self.name)
+        _check_choice("status", self.status, CommandStatus)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MetricRows:
     """Many rows of one set of metrics, as they travel.
@@ -278,7 +340,9 @@ class MetricRows:
         return int(self.columns.shape[1])
 
 
-Event = RunStarted | Described | Metrics | EpochEnded | Sample | Log | Alert | RunEnded | Dropped
+Event = (
+    RunStarted | Described | Metrics | EpochEnded | Sample | Log | Alert | RunEnded | Dropped | Command | CommandDone
+)
 
 _TYPES: dict[str, type[Any]] = {
     "run_started": RunStarted,
@@ -288,6 +352,8 @@ _TYPES: dict[str, type[Any]] = {
     "run_ended": RunEnded,
     "dropped": Dropped,
     "sample": Sample,
+    "command": Command,
+    "command_done": CommandDone,
 }
 _WORDS = {cls: word for word, cls in _TYPES.items()}
 
@@ -496,8 +562,10 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "time": (int, float), "step": (int,), "epoch": (int,), "name": (str,), "project": (str,), "group": (str,),
     "tags": (list,), "config": (dict,), "info": (dict,), "what": (str,), "values": (dict,), "text": (str,),
     "level": (str,), "title": (str,), "status": (str,), "reason": (str,), "traceback": (str,), "count": (int,),
-    "first_step": (int,), "last_step": (int,), "told_by": (str,),
+    "first_step": (int,), "last_step": (int,), "told_by": (str,), "client": (str,), "number": (int,),
+    "arguments": (dict,), "author": (str,), "asked": (int, float), "before": (), "after": (),
 }  # fmt: skip
+"""Types of each field as JSON has it; any for none."""
 
 
 def _decode_event(
@@ -530,9 +598,9 @@ def _checked_fields(word: str, fields: dict[str, Any]) -> dict[str, Any]:
     for key, value in fields.items():
         if key not in _TYPES[word].__dataclass_fields__ or key not in _FIELDS:
             continue
-        if isinstance(value, bool) or not isinstance(value, _FIELDS[key]):
+        if _FIELDS[key] and (isinstance(value, bool) or not isinstance(value, _FIELDS[key])):
             raise DecodeError("event", f"{word}.{key} is a {type(value).__name__}")
-        if isinstance(value, int) and abs(value) >= WHOLE:
+        if type(value) is int and abs(value) >= WHOLE:
             raise DecodeError("event", f"{word}.{key} is {value}, at most 2**53")
         known[key] = value
     known["time"] = float(known.get("time", 0.0))
