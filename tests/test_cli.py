@@ -355,3 +355,22 @@ print(sorted(unwanted & set(sys.modules)))
 """
 
     assert run_python(code).strip() == "[]"
+
+
+def test_what_was_asked_and_what_became_of_it_is_one_line_each() -> None:
+    """Who, what, from what to what, and why; names and texts of a peer are made harmless."""
+    from fitwire.cli.shared import event_json, event_line
+    from fitwire.events import Command, CommandDone
+
+    asked = Command(
+        time=1.0, client="ab", number=1, name="set", arguments={"name": "lr", "value": 0.1}, author="me@here"
+    )
+    done = CommandDone(
+        time=1.0, step=7, client="ab", number=1, name="set", status="applied", before=1.0, after=0.1, author="me@here"
+    )
+    refused = CommandDone(client="ab", number=2, name="stop\x1b[2J", status="refused", reason="not\x1b[2J allowed")
+
+    assert "asked by me@here: set" in event_line(asked) and "0.1" in event_line(asked)
+    assert event_line(done).endswith("applied by me@here: set 1 → 0.1")
+    assert "refused" in event_line(refused) and "\x1b" not in event_line(refused)
+    assert event_json(done)["event"] == "command_done"

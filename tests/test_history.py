@@ -263,6 +263,17 @@ def test_rank_0_describes_the_run_and_the_others_add_nothing() -> None:
     assert history.described("summary") == {}
 
 
+def test_what_may_be_asked_of_a_run_is_laid_over_like_its_config() -> None:
+    """A knob that was turned is told again."""
+    teller = Teller()
+    lr = {"kind": "knob", "type": "float", "value": 0.1}
+    stop = {"kind": "command"}
+    told = [Described(what="controls", values={"lr": {**lr, "value": value}, "stop": stop}) for value in (1.0, 0.1)]
+    history = tell(History(RUN), teller.say(started(), *told))
+
+    assert history.described("controls") == {"lr": lr, "stop": {"kind": "command"}}
+
+
 # -- events
 
 

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 import numpy as np
 
-from fitwire.events import Alert, Described, Dropped, EpochEnded, Event, Log, Metrics, RunEnded, RunStarted, Sample
+from fitwire.events import (
+    Alert,
+    Command,
+    CommandDone,
+    Described,
+    Dropped,
+    EpochEnded,
+    Event,
+    Log,
+    Metrics,
+    RunEnded,
+    RunStarted,
+    Sample,
+)
 from fitwire.meter import PREFIX, Meter
 from fitwire.views.display import NAME, display, display_value, number
 
@@ -35,25 +48,26 @@ __all__ = [
     "when",
 ]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 _WORDS = {RunStarted: "run_started", Described: "described", Metrics: "metrics", EpochEnded: "epoch_ended",
-          Sample: "sample", Log: "log", Alert: "alert", RunEnded: "run_ended", Dropped: "dropped"}  # fmt: skip
+          Sample: "sample", Log: "log", Alert: "alert", RunEnded: "run_ended", Dropped: "dropped",
+          Command: "command", CommandDone: "command_done"}  # fmt: skip
 
 
-def address_option(command: Command) -> Command:
+def address_option(command: Verb) -> Verb:
     """``--address``."""
     text = "Of the hub: ipc:///path, a path, or tcp://host:port. Default: FITWIRE_ADDRESS, else your own hub here."
     return click.option("--address", metavar="ADDRESS", help=text)(command)
 
 
-def store_option(command: Command) -> Command:
+def store_option(command: Verb) -> Verb:
     """``--store``."""
     text = "Database to keep runs in, or to read when no hub is there. Default: your own."
     return click.option("--store", type=click.Path(dir_okay=False), help=text)(command)
 
 
-def json_option(command: Command) -> Command:
+def json_option(command: Verb) -> Verb:
     """``--json``."""
     text = "Print JSON; nan, inf and -inf are strings."
     return click.option("--json", "as_json_", is_flag=True, help=text)(command)
@@ -161,6 +175,25 @@ def _end(event: RunEnded) -> str:
     return event.status + (f": {display(event.reason)}" if event.reason else "")
 
 
+def _by(event: Command | CommandDone) -> str:
+    return f" by {display(event.author, NAME)}" if event.author else ""
+
+
+def _arguments(arguments: Mapping[str, Any]) -> str:
+    return display_value(arguments) if arguments else ""
+
+
+def _change(event: CommandDone) -> str:
+    if event.before is None and event.after is None:
+        return ""
+    before = "" if event.before is None else f"{display_value(event.before)} → "
+    return f" {before}{display_value(event.after)}"
+
+
+def _why(event: CommandDone) -> str:
+    return f" ({display(event.reason)})" if event.reason else ""
+
+
 _SAYS: dict[type[Any], Callable[[Any], str]] = {
     RunStarted: lambda e: f"started {display(e.name, NAME)} of {display(e.project, NAME)}",
     Described: lambda e: f"{e.what}: {display_value(e.values)}",
@@ -171,4 +204,6 @@ _SAYS: dict[type[Any], Callable[[Any], str]] = {
     Alert: lambda e: f"{e.level}! {display(e.title)}{': ' if e.text else ''}{display(e.text)}",
     RunEnded: _end,
     Dropped: lambda e: f"{e.count:,} {display(e.what, NAME)} dropped: {display(e.reason)}",
+    Command: lambda e: f"asked{_by(e)}: {display(e.name, NAME)} {_arguments(e.arguments)}".rstrip(),
+    CommandDone: lambda e: f"{e.status}{_by(e)}: {display(e.name, NAME)}{_change(e)}{_why(e)}",
 }

@@ -13,7 +13,7 @@ import bisect
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from fitwire.errors import UnknownRun
 from fitwire.events import (
     Alert,
     Described,
+    DescribedWhat,
     Dropped,
     Event,
     Log,
@@ -165,7 +166,7 @@ class History:
         self._sources: dict[SourceKey, SourceHistory] = {}
         self._lives: dict[int, list[int]] = {}
         # By incarnation: what a dead one left may come after what its successor said, which goes before it.
-        self._described: dict[str, dict[int, dict[str, Any]]] = {"config": {}, "summary": {}, "info": {}}
+        self._described: dict[str, dict[int, dict[str, Any]]] = {what: {} for what in get_args(DescribedWhat)}
         self._metrics: dict[str, None] = {}
         self._gauges: dict[str, None] = {}
 
