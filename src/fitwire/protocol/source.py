@@ -48,6 +48,8 @@ FIRST_WINDOW, LEAST_WINDOW = CHUNK_BYTES, 64 * 2**10
 """Bulk bytes in flight, at first and at least: on a slow line a loss must not wait behind a picture."""
 FAST, SLOW = 0.1, 0.5
 """Seconds from sent to acknowledged under which the window doubles, and over which it halves."""
+MAX_COMMANDS = 100
+"""Commands that were not yet taken from the machine."""
 
 
 class State(StrEnum):
@@ -116,6 +118,9 @@ class Source:
         replays: Times the source went back because something was lost.
         newer: Incarnation that superseded this one, else None.
         reason: Why the hub refused, else None.
+        commands: What watchers ask for, as it came; whoever owns the machine takes it from here, e.g. for an
+            :class:`~fitwire.protocol.commands.Inbox`, and sends the answers.
+        turned: When it was last asked for what is due: whatever has come since may have come as early as then.
     """
 
     def __init__(
@@ -148,6 +153,7 @@ class Source:
         self._farewell: dict[str, Any] | None = None
         self._next_goodbye = 0.0
         self.commands: deque[Message] = deque()
+        self.turned = 0.0
 
     # -- what the caller says
 
@@ -327,13 +333,14 @@ class Source:
             self._enter("bye_ok", now)
 
     def _on_command(self, message: Message, now: float) -> None:
-        if len(self.commands) < 100:
+        if len(self.commands) < MAX_COMMANDS:  # else it is said again
             self.commands.append(message)
 
     # -- what goes out
 
     def due(self, now: float) -> Iterator[list[Buffer]]:
         """Yield what is to be sent now, in order, within the hub's credit."""
+        self.turned = now
         if self.state is State.STREAMING and now - self._heard >= max(LOST, 5 * self._beat):
             self._enter("silent", now)
         if self.state is State.GREETING and now >= self._next_hello:
