@@ -8,12 +8,12 @@ entry a preallocated segment holds zeros. Of two entries for the same records th
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fitwire.errors import EncodeError
 from fitwire.protocol.blocks import LANES, MAX_BLOCK_BYTES, MAX_RECORDS, Block, Buffer, Identity, slice_frames
+from fitwire.protocol.crc import crc32
 
 __all__ = [
     "ALIGN", "HEAD", "MARK", "Entry", "encode_entry", "encode_mark", "entry_size", "lay_entry", "scan_entries",
@@ -78,14 +78,14 @@ def _aligned(size: int) -> int:
 
 
 def _seed(sender: Identity) -> int:
-    return zlib.crc32(struct.pack("<16sII", sender.run, sender.incarnation, sender.rank))
+    return crc32(struct.pack("<16sII", sender.run, sender.incarnation, sender.rank), 0)
 
 
 def _checksum(seed: int, head: Buffer, *pieces: Buffer) -> int:
     view = memoryview(head)
-    crc = zlib.crc32(view[12 : HEAD.size], zlib.crc32(view[:8], seed))
+    crc = crc32(view[12 : HEAD.size], crc32(view[:8], seed))
     for piece in pieces:
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
     return crc
 
 
@@ -215,7 +215,7 @@ class _Scan:
             return None
         found = _checksum(self._seed, bytes(head))  # a copy: the window moves
         for place in range(start, start + size, WINDOW):
-            found = zlib.crc32(self._bytes(place, min(WINDOW, start + size - place)), found)
+            found = crc32(self._bytes(place, min(WINDOW, start + size - place)), found)
         if crc != found:
             self._work -= HEAD.size + size
             return None
