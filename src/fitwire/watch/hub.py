@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitwire.errors import AddressInUse, DecodeError, StoreError
+from fitwire.errors import AddressInUse, DecodeError, StoreError, UnknownRun
 from fitwire.events import Sample, decode_events
 from fitwire.protocol.blocks import (
     BULK,
@@ -39,9 +39,11 @@ from fitwire.transport.address import Address, data_folder, is_listened_at
 from fitwire.transport.process import FileLock, alive, host_key, spawn
 from fitwire.transport.zmq import Router, Sent
 from fitwire.watch.answers import Question, answer, parse_question, refuse
+from fitwire.watch.dispatch import Dispatch
 from fitwire.watch.drain import Drainer
 from fitwire.watch.history import sample_ref
 from fitwire.watch.roster import Roster
+from fitwire.watch.states import State
 from fitwire.watch.store import End, SampleRef, Store
 
 __all__ = ["Hub", "default_store", "take_address"]
@@ -138,6 +140,7 @@ class Hub:
 
     Attributes:
         roster: What is known of all runs, for other threads.
+        dispatch: Commands on their way to trainings, for other threads.
         counts: Messages, blocks, faults and so on, by name.
 
     Raises:
@@ -148,6 +151,7 @@ class Hub:
     def __init__(self, address: Address, store: str | os.PathLike[str] | None = None, *, drain: bool = True) -> None:
         self.address = address
         self.roster = Roster()
+        self.dispatch = Dispatch(self.roster.changed)
         self.counts: Counter[str] = Counter()
         self.store_path = Path(store) if store is not None else default_store()
         self._lock = take_address(address) if address.path is not None else None
@@ -275,6 +279,8 @@ class Hub:
         for link in [link for key in stirred if (link := self._links.get(key)) is not None]:
             with self._surviving("source"):
                 self._serve(link, now)
+        with self._surviving("command"):
+            self.dispatch.turn(now, self._whom, self._send_command, self._send)
         with self._surviving("roster"):
             self.roster.refresh(now)
         size += self._answer(now)
@@ -298,6 +304,11 @@ class Hub:
         if message.kind in (Kind.RUNS, Kind.FETCH):
             self._take_question(parse_question(peer, message, now))
             return
+        if message.kind == Kind.COMMAND:
+            answered = self.dispatch.asked(peer, message, now)
+            if answered is not None:
+                self._send(peer, answered)
+            return
         key = self._peers.get(peer)
         link = self._links.get(key) if key is not None else None
         if key is None or link is None or link.peer != peer or link.sink.sender != message.sender:
@@ -307,6 +318,8 @@ class Hub:
         self._set_up(link, True, now)
         self._stirred[key] = None
         link.sink.receive(message, frames, now)
+        if message.kind == Kind.COMMAND_ACK and not link.courier:
+            self.dispatch.acked(message, now)
 
     def _take_question(self, question: Question) -> None:
         key = (question.peer, question.number)
@@ -473,6 +486,27 @@ class Hub:
         if sent is not Sent.YES:
             self.counts[f"peer {sent.value}"] += 1
         return sent
+
+    def _whom(self, run: bytes, rank: int | None) -> Identity | str | None:
+        """Which process of a run is there to be asked: rank 0 if it ever spoke, for it speaks for the others."""
+        try:
+            line = self.roster.summary(run)
+        except UnknownRun:  # its training may be about to come
+            return None
+        if rank is None and 0 in line["ranks"]:
+            rank = 0
+        there = [
+            link.sink.sender for (whose, number, life), link in self._links.items()
+            if whose == run and not life and rank in (None, number) and link.up and not link.bye
+        ]  # fmt: skip
+        if there:
+            return min(there, key=lambda sender: sender.rank)
+        state = State(line["state"])
+        return f"the run is over: {state}" if state.ended else None
+
+    def _send_command(self, to: Identity, frames: list[Buffer]) -> bool:
+        link = self._links.get((to.run, to.rank, 0))
+        return link is not None and link.sink.sender == to and self._send(link.peer, frames) is Sent.YES
 
     def _serve(self, link: _Link, now: float) -> None:
         sink = link.sink
