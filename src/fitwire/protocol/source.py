@@ -172,6 +172,11 @@ class Source:
         """Whether the hub has committed everything the backlog ever held."""
         return all(lane.have >= self.backlog.head(i) for i, lane in enumerate(self._lanes))
 
+    @property
+    def all_sent(self) -> bool:
+        """Whether everything the backlog holds is under way or committed."""
+        return all(lane.next[0] > self.backlog.head(i) for i, lane in enumerate(self._lanes))
+
     def connect(self, now: float) -> None:
         """Begin to greet."""
         self._enter("connect", now)
@@ -421,15 +426,12 @@ class Source:
             sent = [lane.next for lane in self._lanes]
             self._ping = (number, now, sent)
             self._say(Kind.PING, {"id": number, "sent": sent}, now)
-        if self._farewell is not None and now >= self._next_goodbye and self._all_sent():
+        if self._farewell is not None and now >= self._next_goodbye and self.all_sent:
             self._next_goodbye = now + GOODBYE_AGAIN
             final = [self.backlog.head(lane) for lane in LANES]
             sums = [one.to_come() for one in self._sums]
             digest = {"digest": [value for _, value in sums], "since": [since for since, _ in sums]}
             self._say(Kind.GOODBYE, {**self._farewell, "final": final} | digest, now)
-
-    def _all_sent(self) -> bool:
-        return all(lane.next[0] > self.backlog.head(i) for i, lane in enumerate(self._lanes))
 
     def send(self, kind: Kind, body: dict[str, Any], now: float) -> None:
         """Queue a message of the caller's own, e.g. the answer to a command."""

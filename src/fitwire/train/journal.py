@@ -244,6 +244,8 @@ class Journal:
             alone: Whether no hub takes anything at the moment: then small blocks are made into larger ones.
         """
         self._settled = max(self._settled, taken)
+        if self._is_quiet(now, alone):
+            return
         if self._disk is not None and now >= self._try_at:
             try:
                 self._write(self._disk, now, alone)
@@ -252,6 +254,13 @@ class Journal:
                 self._refuse(error, now)
         for lane in LANES:
             self._relieve_memory(lane)
+
+    def _is_quiet(self, now: float, alone: bool) -> bool:
+        """Whether there is nothing to do at this look, as at most looks of a slow training."""
+        todo = self._acked is not None or self._leaving or self._settled > self._marked
+        if todo or any(shelf.unwritten for shelf in self._shelves):
+            return False
+        return now - self._looked < LOOK_AFTER and not (alone and now - self._merged_at >= LOOK_AFTER)
 
     def close(self, *, delivered: bool) -> None:
         """Let go of the files; what was delivered is deleted."""

@@ -334,12 +334,20 @@ class Uplink:
                     time.sleep(pause)
                 else:
                     self._serve(link, now)
-                    link.wait(pause)
+                    if self._may_sleep():
+                        time.sleep(pause)
+                    else:
+                        link.wait(pause)
                 if behind:
                     looked = 0.0
         finally:
             if link is not None:
                 link.close()
+
+    def _may_sleep(self) -> bool:
+        """Whether what the hub says can wait for the next look: being woken for it takes the interpreter once more."""
+        streaming = self.source.state is State.STREAMING
+        return streaming and self._closing is None and not self._marks and self.source.all_sent
 
     def _is_worth_a_look(self, since: float) -> bool:
         if self._segments is not None or self.source.state is State.STREAMING or self._closing is not None:
