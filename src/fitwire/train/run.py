@@ -38,7 +38,6 @@ from fitwire.meter import Meter
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, encode_array
 from fitwire.protocol.blocks import Identity
 from fitwire.train import ending
-from fitwire.train.former import deliver_former
 from fitwire.train.mappings import Settable
 from fitwire.train.packer import Row
 from fitwire.train.pending import Pending
@@ -187,6 +186,8 @@ class Run:
         address = None if settings.mode == "offline" else resolve(settings.address)
         uplink = Uplink(sender, hello, address, self._warn, about=about, folder=settings.dir)
         if address is not None and self._may_go_on:
+            from fitwire.train.former import deliver_former
+
             deliver_former(sender, address, uplink.greeted, lambda: self.status is not None, settings.dir)
         return uplink
 

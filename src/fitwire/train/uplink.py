@@ -16,14 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fitwire.events import Dropped, Event, Sample
 from fitwire.journal.layout import About, create, folder_name, journals_folder
 from fitwire.protocol.blocks import LANES, RECORDS, Identity
 from fitwire.protocol.source import Source, State
 from fitwire.train.journal import Journal
-from fitwire.train.mapped import Ring
 from fitwire.train.meter import Probe
 from fitwire.train.packer import MAX_ROWS, Packer, Row
 from fitwire.train.pending import LateRow
@@ -31,6 +30,9 @@ from fitwire.train.segments import Segments
 from fitwire.transport.address import Address
 from fitwire.transport.process import spawn
 from fitwire.transport.zmq import Dealer
+
+if TYPE_CHECKING:
+    from fitwire.train.mapped import Ring
 
 __all__ = ["Delivery", "Mark", "Outlet", "Record", "Uplink", "shed"]
 
@@ -229,6 +231,8 @@ class Uplink:
         """
         if self._segments is None:
             raise OSError(errno.ENOENT, "there is no journal")
+        from fitwire.train.mapped import Ring
+
         folder = self._segments.open()
         self.ring = Ring(folder, self.source.sender, self.queue)
         return self.ring
