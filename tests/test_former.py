@@ -60,6 +60,7 @@ def test_the_next_life_delivers_what_the_killed_one_left(tmp_path: Path) -> None
         run.log({"loss": 1000.0}, step=1000)
         seen = monitor.wait_for_run("again")
         until(lambda: len(seen.curve("loss", per="batch").steps) == 1001 if seen.metrics else False)
+        until(lambda: len(list(find_journals())) == 1)  # its own
 
         assert np.array_equal(seen.curve("loss").values, np.arange(1001.0))
     assert list(find_journals()) == []
