@@ -21,7 +21,19 @@ from fitwire.errors import DecodeError, EncodeError
 from fitwire.protocol.blocks import Buffer, Identity, Kind, Message, decode_json, encode_json, encode_message
 from fitwire.protocol.lane import NEVER
 
-__all__ = ["EARLIER_LIFE", "EXPIRES", "Held", "Inbox", "Outbox", "Pair", "Request", "make_request", "parse_request"]
+__all__ = [
+    "ACKNOWLEDGED",
+    "EARLIER_LIFE",
+    "EXPIRES",
+    "MAX_EXPIRES",
+    "Held",
+    "Inbox",
+    "Outbox",
+    "Pair",
+    "Request",
+    "make_request",
+    "parse_request",
+]
 
 EXPIRES = 60.0
 """Seconds for which a command stays good, unless the asker says otherwise."""

@@ -120,7 +120,6 @@ class Source:
         reason: Why the hub refused, else None.
         commands: What watchers ask for, as it came; whoever owns the machine takes it from here, e.g. for an
             :class:`~fitwire.protocol.commands.Inbox`, and sends the answers.
-        turned: When it was last asked for what is due: whatever has come since may have come as early as then.
     """
 
     def __init__(
@@ -153,7 +152,6 @@ class Source:
         self._farewell: dict[str, Any] | None = None
         self._next_goodbye = 0.0
         self.commands: deque[Message] = deque()
-        self.turned = 0.0
 
     # -- what the caller says
 
@@ -345,7 +343,6 @@ class Source:
 
     def due(self, now: float) -> Iterator[list[Buffer]]:
         """Yield what is to be sent now, in order, within the hub's credit."""
-        self.turned = now
         if self.state is State.STREAMING and now - self._heard >= max(LOST, 5 * self._beat):
             self._enter("silent", now)
         if self.state is State.GREETING and now >= self._next_hello:

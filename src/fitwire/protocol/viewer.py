@@ -1,7 +1,7 @@
 """The viewer's end of the link, as a machine: questions go out until they are answered.
 
-The hub keeps nothing of a viewer, so all that a lost message or a restarted hub costs is the question asked again. This
-module knows no socket, thread, clock or run.
+The hub keeps nothing of a viewer, so all that a lost message or a restarted hub costs is the question asked again. A
+command is asked in the same way: its answer says how it stands. This module knows no socket, thread, clock or run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fitwire.errors import DecodeError
-from fitwire.protocol.blocks import VERSION, Buffer, Kind, Message, decode_message, encode_message
+from fitwire.protocol.blocks import VERSION, Buffer, Identity, Kind, Message, decode_message, encode_message
+from fitwire.protocol.commands import ACKNOWLEDGED, Request
 from fitwire.protocol.lane import NEVER
 from fitwire.protocol.source import GREETINGS
 
@@ -24,6 +25,7 @@ AGAIN = 6.0
 """Seconds without an answer after which a question is asked again; hubs hold one for two at most."""
 MAX_BLOCKS = 20_000
 """In one answer; a hub sends fewer than half."""
+NOBODY = Identity()
 
 
 @dataclass(slots=True, eq=False)
@@ -31,12 +33,14 @@ class Asked:
     """One question and what has come of it.
 
     Attributes:
-        kind: ``RUNS`` or ``FETCH``.
+        kind: ``RUNS``, ``FETCH`` or ``COMMAND``.
         body: Its fields.
         number: Tells answers apart.
         buffers: What is too long for the body.
         blocks: Blocks that came for it, as messages.
         answer: The closing message; None while it is open.
+        request: The command, if it is one.
+        to: Of a command: the run, and, once the hub has said so, the process that it went to.
     """
 
     kind: Kind
@@ -45,6 +49,8 @@ class Asked:
     buffers: tuple[Buffer, ...] = ()
     blocks: list[Message] = field(default_factory=list[Message])
     answer: Message | None = None
+    request: Request | None = None
+    to: Identity = NOBODY
     sent: float = NEVER
 
 
@@ -90,7 +96,18 @@ class Viewer:
             EncodeError: It cannot be sent; nothing was asked.
         """
         asked = Asked(kind, body, next(self._numbers), buffers)
-        self._encode(asked)
+        self._encode(asked, 0.0)
+        self._open[asked.number] = asked
+        return asked
+
+    def command(self, request: Request, to: Identity) -> Asked:
+        """Ask a run for something; asked again, to the same process, until the answer is final or it is too late.
+
+        Args:
+            request: What is asked.
+            to: The run; with an incarnation, the process that an earlier hub had sent it to.
+        """
+        asked = Asked(Kind.COMMAND, {}, next(self._numbers), request=request, to=to)
         self._open[asked.number] = asked
         return asked
 
@@ -115,7 +132,12 @@ class Viewer:
                 mine = asked.body.get("run") == message.sender.run.hex() and "piece" not in asked.body
                 if mine and len(asked.blocks) < MAX_BLOCKS:
                     asked.blocks.append(message)
-        elif message.kind in (Kind.ACK, Kind.RUNS, Kind.ERROR):
+        elif message.kind == Kind.COMMAND_ACK and message.body.get("status") not in ACKNOWLEDGED:
+            number = message.body.get("id")
+            asked = self._open.get(number) if type(number) is int else None
+            if asked is not None and message.sender.incarnation:
+                asked.to = message.sender
+        elif message.kind in (Kind.ACK, Kind.RUNS, Kind.ERROR, Kind.COMMAND_ACK):
             number = message.body.get("id")
             asked = self._open.pop(number, None) if type(number) is int else None
             if asked is not None:
@@ -133,11 +155,13 @@ class Viewer:
                 yield encode_message(Message(Kind.HELLO, body=body))
             return
         for asked in list(self._open.values()):
-            if now - asked.sent >= AGAIN:
+            if asked.request is not None and now >= asked.request.deadline + AGAIN:
+                del self._open[asked.number]  # there is no answer to wait for any more
+            elif now - asked.sent >= AGAIN:
                 asked.sent = now
                 asked.blocks.clear()
-                yield self._encode(asked)
+                yield self._encode(asked, now)
 
-    def _encode(self, asked: Asked) -> list[Buffer]:
-        body = {"id": asked.number, **asked.body}
-        return encode_message(Message(asked.kind, body=body, buffers=asked.buffers))
+    def _encode(self, asked: Asked, now: float) -> list[Buffer]:
+        own = asked.body if asked.request is None else asked.request.body(now)
+        return encode_message(Message(asked.kind, asked.to, body={"id": asked.number, **own}, buffers=asked.buffers))

@@ -5,7 +5,9 @@ The three answer alike. A :class:`Desk` is the one in use; it may change when a 
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +17,10 @@ from typing import Any, Protocol, TypeVar
 from fitwire.errors import DecodeError, LinkError, NotOpenError, UnknownRun
 from fitwire.events import Sample, decode_events
 from fitwire.protocol.blocks import BULK, Identity, decode_message, unpack_frames
+from fitwire.protocol.commands import Request
 from fitwire.transport.address import Address
 from fitwire.transport.process import generation
+from fitwire.watch.dispatch import Standing
 from fitwire.watch.history import History
 from fitwire.watch.hub import Hub, default_store
 from fitwire.watch.roster import Roster
@@ -42,6 +46,7 @@ class Backend(Protocol):
     def summary(self, run: bytes) -> dict[str, Any]: ...
     def history(self, run: bytes) -> History: ...
     def block(self, run: bytes, ref: SampleRef, lane: int) -> bytes: ...
+    def command(self, run: bytes, request: Request, to: Identity | None = None) -> Standing: ...
     def close(self) -> None: ...
 
 
@@ -86,6 +91,16 @@ class Local:
         if found is None:
             raise UnknownRun(f"sample {ref.name!r} of step {ref.step} is not in the store any more")
         return found[1]
+
+    def command(self, run: bytes, request: Request, to: Identity | None = None) -> Standing:
+        """Hand a command in, or, again, ask how it stands; see ``Dispatch.stands``.
+
+        Raises:
+            LinkError: No hub is there to pass it on.
+        """
+        if self.hub is None:
+            raise LinkError("no hub is there to pass a command on; start one with `fitwire hub`")
+        return self.hub.dispatch.stands(run, request, to)
 
     def close(self) -> None:
         # The reader first: only a connection that writes can tidy up as the last.
@@ -145,10 +160,14 @@ class Desk:
 
     Attributes:
         closing: Set when the monitor closes; nobody waits any longer.
+        client: Who asks for things here: 32 hexadecimal digits.
+        numbers: Of the commands that are asked here.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.closing = threading.Event()
+        self.client = secrets.token_hex(16)
+        self.numbers = itertools.count(1)
         self._generation = generation()
         self._now = (0, backend)  # with an offset, so that the revision grows across a change of backend
 

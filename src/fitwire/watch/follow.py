@@ -15,11 +15,13 @@ from typing import Any, cast
 
 from fitwire.errors import DecodeError, FitwireError, LinkError, UnknownRun
 from fitwire.events import MAX_TEXT_BYTES
-from fitwire.protocol.blocks import BULK, MAX_BLOCK_BYTES, Buffer, Kind, Message, decode_json, encode_json
+from fitwire.protocol.blocks import BULK, MAX_BLOCK_BYTES, Buffer, Identity, Kind, Message, decode_json, encode_json
+from fitwire.protocol.commands import Pair, Request
 from fitwire.protocol.viewer import Asked, Viewer
 from fitwire.transport.address import Address
 from fitwire.transport.process import spawn
 from fitwire.transport.zmq import Dealer
+from fitwire.watch.dispatch import Standing
 from fitwire.watch.history import History
 from fitwire.watch.states import State
 from fitwire.watch.store import SampleRef
@@ -40,6 +42,8 @@ REACHED_AFTER = 1.0
 """Seconds after which a Unix socket that does not even connect is one that a killed hub left behind."""
 KEEP_BYTES = 256 * 2**20
 """Samples kept in memory after they were fetched."""
+KEEP_COMMANDS = 1000
+"""Commands of which it is remembered how they stood."""
 KEEP_LOADED = 32
 """Histories of runs that have ended, kept in memory."""
 
@@ -111,6 +115,7 @@ class Follower:
         self._cached = 0
         self._wishes: deque[tuple[float, str, Any]] = deque()
         self._asked: dict[int, tuple[str, Any, float]] = {}
+        self._commands: OrderedDict[Pair, Asked | None] = OrderedDict()
         self._since = 0
         self._next_list = 0.0
         self._reached = False
@@ -217,6 +222,24 @@ class Follower:
             raise UnknownRun(f"sample {ref.name!r} of step {ref.step}: {piece.error}")
         return piece.whole
 
+    def command(self, run: bytes, request: Request, to: Identity | None = None) -> Standing:
+        """Hand a command in, or, again, ask how it stands; see ``Dispatch.stands``."""
+        with self.changed:
+            if request.pair not in self._commands:
+                self._commands[request.pair] = None
+                if len(self._commands) > KEEP_COMMANDS:
+                    self._commands.popitem(last=False)
+                self._wish("command", (request, to or Identity(run)))
+            asked = self._commands[request.pair]
+        if asked is None:
+            return Standing(to=to)
+        answer, went = asked.answer, asked.to if asked.to.incarnation else None
+        if answer is None:
+            return Standing("held" if went is None else "sent", to=went)
+        went = answer.sender if answer.sender.incarnation else went
+        refused = answer.kind != Kind.COMMAND_ACK
+        return Standing("refused" if refused else str(answer.body["status"]), str(answer.body.get("reason", "")), went)
+
     def _wish(self, kind: str, key: Any, delay: float = 0.0) -> None:
         self._wishes.append((time.monotonic() + delay, kind, key))
 
@@ -264,6 +287,8 @@ class Follower:
                 self._wishes.append((due, kind, key))
             elif kind == "history":
                 self._ask_history(key, now)
+            elif kind == "command":
+                self._ask_command(key[0], key[1], now)
             else:
                 self._ask_piece(key, now)
         for message in viewer.due(now):
@@ -289,6 +314,11 @@ class Follower:
             place = [incarnation, rank, lane, seq, piece.size]
             self._ask(now, Kind.FETCH, {"run": run.hex(), "piece": place}, "piece", key)
 
+    def _ask_command(self, request: Request, to: Identity, now: float) -> None:
+        with self.changed:
+            self._commands[request.pair] = asked = self._viewer.command(request, to)
+        self._asked[asked.number] = ("command", request.pair, now)
+
     def _take(self, asked: Asked, now: float) -> None:
         what, key, begun = self._asked.pop(asked.number, ("", None, now))
         message = cast(Message, asked.answer)
@@ -299,6 +329,9 @@ class Follower:
                 self._take_history(message, asked, key, now - begun)
             elif what == "piece":
                 self._take_piece(message, key)
+            elif what == "command":
+                with self.changed:
+                    self.changed.notify_all()
         except (FitwireError, KeyError, TypeError, ValueError, IndexError):
             self.faults["answer"] += 1
             if what == "piece":

@@ -20,6 +20,8 @@ import numpy as np
 from fitwire.errors import UnknownRun
 from fitwire.events import (
     Alert,
+    Command,
+    CommandDone,
     Described,
     DescribedWhat,
     Dropped,
@@ -35,7 +37,9 @@ from fitwire.events import (
 )
 from fitwire.protocol.arrays import Array
 from fitwire.protocol.blocks import BULK, RECORDS, Kind, Message
+from fitwire.protocol.commands import Pair
 from fitwire.watch.branches import Branch, Gap, branch_point, goes_before
+from fitwire.watch.commands import CommandRecord, Commands
 from fitwire.watch.series import PERS, Columns, Curve
 from fitwire.watch.states import Pace
 from fitwire.watch.store import SampleRef
@@ -61,6 +65,8 @@ MAX_KINDS = 16
 """Kinds of records that may be told of as given up; there are three."""
 MAX_GAPS = 256
 """Gaps of one source that are kept singly; all are counted."""
+GOES_ON = frozenset({"unpause", "stop", "stop_after_epoch"})
+"""Commands that end a pause."""
 MISSING = "records"
 """The kind of what is missing: nobody knows what it said."""
 
@@ -107,6 +113,7 @@ class SourceHistory:
         told: Whether a batch or an epoch was told of.
         dropped: Records that were given up, by kind.
         gaps: Records that are missing, oldest first: lane, first and last sequence number, the step before.
+        held: While it holds because it was asked to: since when, Unix seconds, and after which step.
     """
 
     heads: list[int] = field(default_factory=lambda: [0, 0])
@@ -119,6 +126,7 @@ class SourceHistory:
     told: bool = False
     dropped: dict[str, int] = field(default_factory=dict[str, int])
     gaps: list[tuple[int, int, int, int | None]] = field(default_factory=list[Any])
+    held: tuple[float, int | None] | None = None
 
     @property
     def first(self) -> int | None:
@@ -167,6 +175,7 @@ class History:
         self._lives: dict[int, list[int]] = {}
         # By incarnation: what a dead one left may come after what its successor said, which goes before it.
         self._described: dict[str, dict[int, dict[str, Any]]] = {what: {} for what in get_args(DescribedWhat)}
+        self._commands = Commands()
         self._metrics: dict[str, None] = {}
         self._gauges: dict[str, None] = {}
 
@@ -240,6 +249,8 @@ class History:
         source.first_step[rows.per] = min(least, source.first_step.get(rows.per, least))
         if rows.per != "time":
             source.told = True
+            if source.held is not None and (source.held[1] is None or rows.columns[0, -1] > source.held[1]):
+                self._go_on(source, float(rows.columns[3, 0]))
             _keep_pace(source.pace, rows)
 
     def _say_rows(self, key: SourceKey, columns: Columns, start: int, last: int) -> None:
@@ -262,12 +273,28 @@ class History:
                 self._describe(event.what, key, event.values)
         elif isinstance(event, RunEnded):
             source.ended = event
+        elif isinstance(event, (Command, CommandDone)):
+            self._commands.add(key, event)
+            if isinstance(event, CommandDone) and event.status == "applied":
+                if event.name == "pause":
+                    source.held = (event.time, event.step)
+                elif event.name in GOES_ON and source.held is not None:
+                    self._go_on(source, event.time)
         elif isinstance(event, (Log, Alert)):
             self.lines.append(event)
             del self.lines[:-MAX_LINES]
         elif isinstance(event, Dropped):
             what = event.what[:40] if event.what in source.dropped or len(source.dropped) < MAX_KINDS else "records"
             source.dropped[what] = source.dropped.get(what, 0) + max(0, event.count)
+
+    def _go_on(self, source: SourceHistory, time: float) -> None:
+        """A pause is over: it is no sign of how fast the run goes, for none of its ranks."""
+        assert source.held is not None
+        began, source.held = source.held[0], None
+        paces = [s.pace for rank in self.late if (s := self.current(rank)) is not None]
+        for pace in [source.pace, *(pace for pace in paces if pace is not source.pace)]:
+            if pace.last is not None and pace.last[0] <= time:
+                pace.skip(time - began)
 
     def _describe(self, what: str, key: SourceKey, values: Mapping[str, Any]) -> None:
         self._described[what].setdefault(key[0], {}).update(values)
@@ -308,11 +335,35 @@ class History:
         return self._sources.get((self.incarnation(rank), rank))
 
     def described(self, what: str) -> dict[str, Any]:
-        """``"config"``, ``"summary"`` or ``"info"``, as last told."""
+        """``"config"``, ``"summary"``, ``"info"`` or ``"controls"``, as last told."""
         merged: dict[str, Any] = {}
         for number in sorted(self._described[what]):
             merged |= self._described[what][number]
         return merged
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        """What may be asked of the run's newest life: name to what it is."""
+        newest = self.incarnation(self.ranks[0]) if self.ranks else 0
+        return dict(self._described["controls"].get(newest, {}))
+
+    @property
+    def command_records(self) -> list[CommandRecord]:
+        """What was asked of the run, and what became of it, in the order in which it reached the run."""
+        return list(self._commands.records(self._is_over))
+
+    def command(self, pair: Pair) -> CommandRecord | None:
+        """One of these; None when the run has not told of it."""
+        return self._commands.record(pair, self._is_over)
+
+    def _is_over(self, key: SourceKey) -> bool:
+        source = self._sources.get(key)
+        return key[0] < self.incarnation(key[1]) or (source is not None and source.ended is not None)
+
+    def is_paused(self, rank: int) -> bool:
+        """Whether a rank holds because it was asked to; the lowest is asked for all of them."""
+        sources = [self.current(one) for one in dict.fromkeys((rank, min(self.late, default=rank)))]
+        return any(source is not None and source.held is not None for source in sources)
 
     @property
     def lines_by_time(self) -> list[Log | Alert]:

@@ -212,8 +212,9 @@ class Roster:
             if source.spoke != entry.spoke.get(sender.rank):
                 facts.told = now
             entry.spoke[sender.rank] = source.spoke
-            if source.told != facts.started or (source.ended is None) != (facts.ended is None):
-                entry.refreshed = -1e9  # it began or ended: whoever is told so is not to be told late
+            began_or_ended = source.told != facts.started or (source.ended is None) != (facts.ended is None)
+            if began_or_ended or history.is_paused(sender.rank) != facts.paused:
+                entry.refreshed = -1e9  # whoever is told so is not to be told late
 
     def link(self, sender: Identity, now: float, *, connected: bool, gone: bool = False, present: bool = False) -> None:
         """The transport of a source went up or down, or its process is known to be gone, or to be there."""
@@ -313,6 +314,9 @@ class Roster:
                 began = source.started.time if source.started is not None else 0.0
                 facts.patience = source.pace.patience(began, _totals(history))
                 facts.ended = None if source.ended is None else State(source.ended.status)
+                was, facts.paused = facts.paused, history.is_paused(rank)
+                if was and not facts.paused:
+                    facts.told = now  # it has to train a batch before it can tell of one
             if facts.connected or rank in history.late or rank not in history.ranks:
                 counted[rank] = facts
         state = judge(counted.values(), now)

@@ -123,8 +123,8 @@ def judge_rank(facts: RankFacts, now: float) -> State:
     reachable = facts.connected or facts.present
     if facts.gone or not (reachable or now - facts.since <= LOST_AFTER):
         return State.LOST
-    if not facts.started or facts.paused:
-        return State.PAUSED if facts.started else State.WAITING
+    if facts.paused or not facts.started:
+        return State.PAUSED if facts.paused else State.WAITING
     # While it cannot be reached its silence says nothing: it has ten seconds to come back.
     silent = (now if reachable else facts.since) - facts.told
     stopped = facts.present and not facts.connected and now - facts.since > STALLED_AFTER
@@ -200,6 +200,14 @@ class Pace:
             self._marks.clear()
         if not self._marks or time - self._marks[-1][0] >= 0.25:
             self._marks.append(self.last)
+
+    def skip(self, seconds: float) -> None:
+        """Leave so long out of account, from the last row on: the run held because it was asked to."""
+        if seconds > 0 and self.last is not None and self.first is not None:
+            self.last, self.first = (self.last[0] + seconds, self.last[1]), (self.first[0] + seconds, self.first[1])
+            marks = [(time + seconds, step) for time, step in self._marks]
+            self._marks.clear()
+            self._marks.extend(marks)
 
     def patience(self, began: float, totals: Mapping[str, Any]) -> float:
         """Seconds of silence that are no sign of a stall.

@@ -17,6 +17,7 @@ from fitwire.errors import ConditionNotMet, UnknownRun, UsageError, WaitTimeout
 from fitwire.events import Alert, Log
 from fitwire.meter import Meter
 from fitwire.protocol.arrays import Array
+from fitwire.watch.asking import Asking
 from fitwire.watch.branches import Branch, Gap
 from fitwire.watch.desk import Desk
 from fitwire.watch.history import History
@@ -92,7 +93,7 @@ class SampleList(Sequence[WatchedSample]):
         return WatchedSample(ref.name, ref.step, ref.epoch, ref.time, ref.rank, ref.arrays, source)
 
 
-class WatchedRun:
+class WatchedRun(Asking):
     """One run, as far as it is known now; every attribute is read anew.
 
     Got from a :class:`Monitor`. Equal to another of the same run and monitor.
