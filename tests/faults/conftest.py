@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in Path(item.path).parents:
             item.add_marker("faults")
             # pytest's own hang guard; in a soak a single row may take minutes.
-            item.add_marker(pytest.mark.timeout(1800 if SOAK else 240))
+            item.add_marker(pytest.mark.timeout(18_000 if SOAK else 240))
 
 
 @pytest.fixture(params=SEEDS)
