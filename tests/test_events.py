@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,11 @@ from fitwire.events import (
     MAX_NAME,
     MAX_TEXT_BYTES,
     Alert,
+    Command,
+    CommandDone,
+    CommandStatus,
     Described,
+    DescribedWhat,
     Dropped,
     EpochEnded,
     Event,
@@ -74,7 +78,16 @@ EVENTS = st.one_of(
         RunStarted, name=NAMES, project=NAMES, group=st.none() | TEXT, tags=st.lists(TEXT, max_size=3).map(tuple),
         config=MAPPINGS, info=MAPPINGS, **SAID,
     ),
-    st.builds(Described, what=st.sampled_from(["config", "summary", "info"]), values=MAPPINGS, **SAID),
+    st.builds(Described, what=st.sampled_from(get_args(DescribedWhat)), values=MAPPINGS, **SAID),
+    st.builds(
+        Command, client=TEXT, number=st.integers(0, 2**53 - 1), name=NAMES, arguments=MAPPINGS, author=TEXT,
+        asked=st.floats(0, 2e9), **SAID,
+    ),
+    st.builds(
+        CommandDone, client=TEXT, number=st.integers(0, 2**53 - 1), name=NAMES, status=st.sampled_from(
+            get_args(CommandStatus)
+        ), reason=TEXT, before=VALUES, after=VALUES, author=TEXT, **SAID,
+    ),
     st.builds(Log, text=TEXT, level=LEVELS, **SAID),
     st.builds(Alert, title=TEXT, text=TEXT, level=LEVELS, **SAID),
     st.builds(RunEnded, status=STATUSES, reason=TEXT, traceback=TEXT, **SAID),

@@ -21,6 +21,7 @@ from fitwire.protocol.viewer import Viewer
 from fitwire.transport.memory import LossyLink
 from helpers import ME, Ends, frames_of, history, records
 from pages import DOCS
+from test_commands import Wire
 
 PAGE = (DOCS / "protocol.md").read_text("utf-8")
 
@@ -64,7 +65,9 @@ def test_each_limit_is_the_codes(name: str) -> None:
     assert getattr(importlib.import_module(f"fitwire.{module}"), constant) == LIMITS[name]
 
 
-@pytest.mark.parametrize("module", ["protocol.blocks", "protocol.arrays", "protocol.strict_json", "events"])
+@pytest.mark.parametrize(
+    "module", ["protocol.blocks", "protocol.arrays", "protocol.strict_json", "protocol.commands", "events"]
+)
 def test_no_limit_of_the_wire_is_left_out(module: str) -> None:
     """A constant that bounds a message has a row."""
     targets = [target for node in tree_of(module).body if isinstance(node, ast.Assign) for target in node.targets]
@@ -93,6 +96,10 @@ def test_numbers_in_the_text_are_the_tables() -> None:
         f"over {LIMITS['protocol.source.LEAST_WINDOW'] >> 10} KiB crosses",
         f"`MAXMSGSIZE` {LIMITS['transport.zmq.MAX_FRAME_BYTES'] >> 20} MiB",
         f"takes in {LIMITS['transport.zmq.PEER_IN']:,} messages",
+        f"at most a day, {LIMITS['protocol.commands.EXPIRES']:g} unless the asker says otherwise",
+        f"none comes within {LIMITS['protocol.commands.FIRST_RANK']:g} s",
+        f"says the command again every {LIMITS['protocol.commands.AGAIN']:g} s",
+        f"remembers the last {LIMITS['protocol.commands.MAX_KNOWN']:,} commands",
     }
 
     assert {sentence for sentence in said if " ".join(sentence.split()) not in " ".join(PAGE.split())} == set()
@@ -187,6 +194,41 @@ def test_what_a_viewer_says_is_listed() -> None:
     assert set(hello.body) < set(KINDS["HELLO"][2])
     assert [set(message.body) for message in asked] == [{"id", "since"}]
     assert {"id", "since?"} < set(KINDS["RUNS"][2])
+
+
+def test_what_is_said_of_a_command_is_listed() -> None:
+    """By the viewer, the hub and the training, whatever becomes of it."""
+    found: dict[str, set[frozenset[str]]] = defaultdict(set)
+    statuses: set[str] = set()
+    wire = Wire(0.4, 0)
+
+    def listen(link: LossyLink) -> None:
+        carry = link.send
+
+        def send(frames: list[bytes], now: float) -> None:
+            message = decode_message(frames)
+            found[Kind(message.kind).name].add(frozenset(message.body))
+            statuses.update({message.body["status"]} if message.kind == Kind.COMMAND_ACK else ())
+            carry(frames, now)
+
+        link.send = send  # type: ignore[method-assign,assignment]
+
+    for link in (wire.to_hub, wire.to_training, wire.acks, wire.answers):
+        listen(link)
+    for number in range(1, 20):
+        wire.ask(number)
+        wire.run(1.0)
+    wire.inbox = None
+    wire.ask(20)
+    wire.run(61.0)
+
+    assert statuses == {"sent", "accepted", "duplicate", "expired"}
+    for kind in ("COMMAND", "COMMAND_ACK"):
+        listed = set(KINDS[kind][2])
+        sometimes = {word.rstrip("?") for word in listed if word.endswith("?")}
+        always = {word for word in listed if not word.endswith("?")}
+        every, some = frozenset.intersection(*found[kind]), frozenset.union(*found[kind])
+        assert (every, some) == (always, always | sometimes), kind
 
 
 def test_the_table_of_states_is_the_codes() -> None:

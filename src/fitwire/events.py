@@ -598,9 +598,10 @@ def _checked_fields(word: str, fields: dict[str, Any]) -> dict[str, Any]:
     for key, value in fields.items():
         if key not in _TYPES[word].__dataclass_fields__ or key not in _FIELDS:
             continue
-        if _FIELDS[key] and (isinstance(value, bool) or not isinstance(value, _FIELDS[key])):
+        types = _FIELDS[key]
+        if types and (isinstance(value, bool) or not isinstance(value, types)):
             raise DecodeError("event", f"{word}.{key} is a {type(value).__name__}")
-        if type(value) is int and abs(value) >= WHOLE:
+        if types and isinstance(value, int) and abs(value) >= WHOLE:
             raise DecodeError("event", f"{word}.{key} is {value}, at most 2**53")
         known[key] = value
     known["time"] = float(known.get("time", 0.0))

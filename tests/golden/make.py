@@ -15,6 +15,8 @@ import numpy as np
 
 from fitwire.events import (
     Alert,
+    Command,
+    CommandDone,
     Described,
     Dropped,
     Event,
@@ -59,8 +61,11 @@ BODIES: dict[Kind, dict[str, Any]] = {
     Kind.PONG: {"id": 9} | PLACES,
     Kind.GOODBYE: {"status": "finished", "final": [256, 3]},
     Kind.BYE_OK: PLACES,
-    Kind.COMMAND: {"client": "0a", "id": 1, "name": "stop", "arguments": {}, "expires": 60.0},
-    Kind.COMMAND_ACK: {"client": "0a", "id": 1, "status": "accepted"},
+    Kind.COMMAND: {
+        "id": 3, "client": "0a" * 16, "number": 1, "name": "set", "arguments": {"name": "lr", "value": 0.0001},
+        "author": "anna@desk", "asked": 1.5, "expires": 59.75,
+    },
+    Kind.COMMAND_ACK: {"client": "0a" * 16, "number": 1, "status": "refused", "reason": "lr goes 0 to 1, not 5"},
     Kind.COMMAND_DONE: {"client": "0a", "id": 1, "status": "applied", "step": 41},
     Kind.ERROR: {"id": 5, "reason": "no such run"},
     Kind.RUNS: {"id": 4, "since": 0},
@@ -76,6 +81,14 @@ EVENTS: dict[str, Event] = {
     "log": Log(time=2.5, rank=3, step=5, text="Grüße ✓", level="debug"),
     "alert": Alert(time=3.0, rank=3, step=6, title="loss is NaN", text="at step 6", level="error"),
     "run_ended": RunEnded(time=4.0, rank=3, step=7, status="failed", reason="ValueError: x", traceback="Traceback …"),
+    "command": Command(
+        time=4.5, rank=3, step=7, client="0a" * 16, number=1, name="set", arguments={"name": "lr", "value": 0.0001},
+        author="anna@desk", asked=4.0,
+    ),
+    "command_done": CommandDone(
+        time=4.6, rank=3, step=8, client="0a" * 16, number=1, name="set", status="applied", before=0.001, after=0.0001,
+        author="anna@desk",
+    ),
     "dropped": Dropped(time=5.0, rank=3, count=17, what="metrics", reason="no hub took it in time"),
     "sample": Sample(
         time=6.0, rank=3, step=8, epoch=1, name="masks",
