@@ -82,7 +82,7 @@ def test_a_log_without_a_step_and_a_flag_read_cost_no_more(run: Run) -> None:
     assert found == {"run.py:log": 1, "time.time": 1, "deque.append": 1, "dict.values": 1}
     found = calls(lambda: run.stop_requested)
 
-    assert {name for name in found if not name.startswith("test_hotpath")} == {"run.py:stop_requested"}
+    assert {name for name in found if not name.startswith("test_hotpath")} == {"steering.py:stop_requested"}
 
 
 def test_the_meter_times_a_call_when_the_other_thread_has_asked_and_no_other(run: Run) -> None:

@@ -18,7 +18,9 @@ import pytest
 
 import fitwire
 from fitwire.errors import HandshakeTimeout, UsageError
-from fitwire.events import Alert, Described, Log, Metrics, Sample
+from fitwire.events import Alert, Command, CommandDone, Described, Log, Metrics, Sample
+from fitwire.protocol.blocks import Kind, Message, encode_message
+from fitwire.protocol.commands import make_request
 from fitwire.train import run as module
 from fitwire.train.run import Run
 from fitwire.train.settings import Settings
@@ -540,3 +542,80 @@ def test_ctrl_c_while_finishing_goes_to_the_user_and_what_is_left_is_sent_after(
         assert run not in fitwire.train.ending.open_runs()
         assert hub.store.ended is not None and hub.store.ended.status == "finished"
         assert len(hub.store.metrics) == 1 and isinstance(hub.store.metrics[0], Metrics)
+
+
+# -- steered
+
+
+def ask(hub: TinyHub, run: Run, number: int, word: str, /, **arguments: Any) -> None:
+    """Send a command as a hub does."""
+    outlet: Any = run._outlet  # pyright: ignore[reportPrivateUsage]
+    sender = outlet.source.sender
+    request = make_request("0" * 32, number, word, arguments, deadline=60.0)
+    hub.send(encode_message(Message(Kind.COMMAND, sender, body=request.body(0.0))))
+
+
+def outcomes(hub: TinyHub) -> list[tuple[str, str]]:
+    return [(event.name, event.status) for event in hub.store.of(CommandDone)]
+
+
+def test_a_loop_of_ones_own_is_steered_between_its_steps() -> None:
+    """A knob turns in `log`, a stop waits until the loop asks; both are records of the run, in their order."""
+    with tiny_hub() as hub:
+        run = fitwire.init(name="steered", wait=60.0)
+        knob = run.knob("lr", 0.5, low=0.0, high=1.0)
+        ask(hub, run, 1, "stop")
+        ask(hub, run, 2, "set", name="lr", value=0.25)
+        ask(hub, run, 3, "set", name="lr", value=5.0)
+        until(lambda: run.wants_attention and len(hub.store.of(Command)) == 3)
+        assert knob.value == 0.5
+        run.log({"loss": 1.0}, step=7)
+        assert knob.value == 0.25 and run.wants_attention
+        assert run.stop_requested and not run.wants_attention
+        run.finish()
+
+    assert outcomes(hub) == [("set", "refused"), ("set", "applied"), ("stop", "applied")]
+    assert [event.step for event in hub.store.of(CommandDone)][1:] == [None, 7]
+
+
+def test_a_command_that_comes_again_is_carried_out_once() -> None:
+    """Its answer was lost, say."""
+    with tiny_hub() as hub, fitwire.init(name="steered", wait=60.0) as run:
+        called: list[int] = []
+        run.action("count", lambda: called.append(1))
+        for _ in range(5):
+            ask(hub, run, 1, "do", action="count")
+        until(lambda: run.wants_attention)
+        time.sleep(0.1)
+        run.apply()
+        run.apply()
+
+        assert called == [1]
+
+
+def test_another_thread_that_logs_does_not_carry_out_what_was_asked() -> None:
+    """The thread that trains does, where it is between two steps."""
+    with tiny_hub() as hub, fitwire.init(name="steered", wait=60.0) as run:
+        knob = run.knob("lr", 0.5)
+        ask(hub, run, 1, "set", name="lr", value=0.25)
+        until(lambda: run.wants_attention)
+        other = threading.Thread(target=run.log, args=({"x": 1.0},))
+        other.start()
+        other.join()
+        assert knob.value == 0.5
+        run.log({"x": 1.0})
+
+        assert knob.value == 0.25
+
+
+@pytest.mark.parametrize("made", ["callback's", "not to be steered"])
+def test_a_run_that_offers_nothing_refuses_at_once(made: str) -> None:
+    """Whoever asks hears why, and the training hears nothing of it."""
+    with tiny_hub() as hub:
+        run = started() if made == "callback's" else fitwire.init(name="steered", wait=60.0, control=False)
+        ask(hub, run, 1, "stop")
+        until(lambda: hub.store.of(CommandDone))
+        assert not run.wants_attention and not run.stop_requested
+        run.finish()
+
+    assert outcomes(hub) == [("stop", "refused")]

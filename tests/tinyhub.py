@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fitwire.events import Dropped, EpochEnded, Event, MetricRows, Metrics, RunEnded, RunStarted, decode_events, explode
-from fitwire.protocol.blocks import BULK, RECORDS, Identity, Kind, Message, decode_message
+from fitwire.protocol.blocks import BULK, RECORDS, Buffer, Identity, Kind, Message, decode_message
 from fitwire.protocol.sink import Sink
 from fitwire.transport.address import Address, resolve
 from fitwire.transport.zmq import Router
@@ -94,10 +95,15 @@ class TinyHub:
         self.failure: BaseException | None = None
         self._pause = pause
         self._peers: dict[Identity, bytes] = {}
+        self._to_send: deque[list[Buffer]] = deque()
         self._stop, self._open = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="tinyhub", daemon=True)
         self._thread.start()
         assert self._open.wait(GUARD)
+
+    def send(self, frames: list[Buffer]) -> None:
+        """Send a message to the source it names."""
+        self._to_send.append(frames)
 
     def kill(self) -> None:
         """End without a word to anybody; whatever was not stored is forgotten."""
@@ -120,6 +126,9 @@ class TinyHub:
             self._open.set()
 
     def _turn(self, router: Router, now: float) -> None:
+        while self._to_send:
+            frames = self._to_send.popleft()
+            router.send(self._peers[decode_message(frames).sender], frames)
         while not self._stop.is_set() and (found := router.receive()) is not None:
             peer, frames = found
             message = decode_message(frames)

@@ -104,7 +104,7 @@ class ZMQProgress(keras.callbacks.Callback):
         dir: Folder for the journal, in which records wait for a hub; None for the data folder.
         wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver``.
         wait: Seconds to wait for a hub before training without one.
-        control: Whether watchers may steer.
+        control: Whether watchers may steer; what they ask of this callback is refused in this version.
         strict: Raise on what cannot be sent, and when ``wait`` ends without a hub, instead of warning.
         durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
             nothing, for a microsecond or two more a call.

@@ -55,7 +55,7 @@ def init(
             nothing, for a microsecond or two more a call.
         wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver`` (address ``tcp://host:9001,9002``).
         wait: Seconds to wait for a hub before going on without one.
-        control: Whether watchers may steer.
+        control: Whether watchers may steer: stop, pause, turn knobs, call actions.
         strict: Raise on a bad name or value, and when ``wait`` ends without a hub, instead of warning.
 
     Returns:
@@ -77,6 +77,7 @@ def init(
     if ending.in_notebook():
         _close_former()
     run = Run(settings)
+    run.steer_loop()
     _made.add(run)
     return run
 

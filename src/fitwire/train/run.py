@@ -15,14 +15,17 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from fitwire._version import __version__
 from fitwire.errors import HandshakeTimeout, UsageError
 from fitwire.events import (
     MAX_NAME,
     Alert,
+    Command,
+    CommandDone,
     Described,
+    DescribedWhat,
     Dropped,
     Event,
     Level,
@@ -37,15 +40,18 @@ from fitwire.journal.layout import About, keeper_of
 from fitwire.meter import Meter
 from fitwire.protocol.arrays import MAX_ARRAY_BYTES, Array, encode_array
 from fitwire.protocol.blocks import Identity
+from fitwire.protocol.commands import Request
 from fitwire.train import ending
+from fitwire.train.controls import Done
 from fitwire.train.mappings import Settable
 from fitwire.train.packer import Row
 from fitwire.train.pending import Pending
 from fitwire.train.settings import Settings, identify
+from fitwire.train.steering import Steered
 from fitwire.train.system import SystemGauges
 from fitwire.train.terminal import say
 from fitwire.train.uplink import Delivery, Mark, Outlet, Record, Uplink
-from fitwire.train.values import MAX_WHOLE, Late, as_array, as_number, as_whole, plain_mapping, plain_text
+from fitwire.train.values import MAX_WHOLE, Late, as_array, as_number, as_whole, plain, plain_mapping, plain_text
 from fitwire.transport.address import resolve
 from fitwire.transport.process import generation, host_key, started_at
 
@@ -59,7 +65,7 @@ MAX_WARNINGS = 100
 _now = time.time
 
 
-class Run:
+class Run(Steered):
     """One training that is being told of.
 
     Made by ``fitwire.init`` or by a callback; starts at once, and never waits for anybody unless ``wait`` says so.
@@ -120,6 +126,7 @@ class Run:
         self._aside = True  # whether a call of `log` leaves the hot path: not to be heard, or to be timed
         self._step: int = -1
         self._stop = False
+        self._begin_steering(settings.control and not self._mute and settings.wire == "fw")
         self._copied = self._told = False
         self._reason = ""
         self._ending = threading.RLock()
@@ -185,6 +192,7 @@ class Run:
         about = About(sender, hello, settings.durability, keeper_of(os.environ.get("FITWIRE_KEEPER")))
         address = None if settings.mode == "offline" else resolve(settings.address)
         uplink = Uplink(sender, hello, address, self._warn, about=about, folder=settings.dir)
+        uplink.steered = self
         if address is not None and self._may_go_on:
             from fitwire.train.former import deliver_former
 
@@ -352,11 +360,6 @@ class Run:
         """Add to what is known of the training: ``totals``, ``model``, ``optimizer`` and so on; plain values."""
         self._say_described("info", plain_mapping(info))
 
-    @property
-    def stop_requested(self) -> bool:
-        """Whether a watcher has asked for this training to end; reading it costs nothing."""
-        return self._stop
-
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until the hub's store has all that was accepted so far.
 
@@ -451,6 +454,30 @@ class Run:
 
     # -- inside
 
+    def _attend(self, wanted: bool) -> None:
+        """Called on the I/O thread when a command came, on the training thread when none waits any more."""
+        self.wants_attention = wanted
+        if wanted:
+            self._aside = True
+
+    def _tell_taken(self, request: Request) -> None:
+        told = Command(
+            time=_now(), rank=self.rank, step=self._at(), client=request.client, number=request.number,
+            name=request.name, arguments=request.arguments, author=request.author, asked=request.asked,
+        )  # fmt: skip
+        self._append_event(told)
+
+    def _tell_outcome(self, command: Request, done: Done) -> None:
+        told = CommandDone(
+            time=_now(), rank=self.rank, step=self._at(), client=command.client, number=command.number,
+            name=command.name, status=done.status, reason=plain_text(done.reason, 300),
+            before=plain(done.before), after=plain(done.after), author=command.author,
+        )  # fmt: skip
+        self._append_event(told)
+
+    def _say_controls(self, specs: dict[str, Any]) -> None:
+        self._say_described("controls", specs)
+
     def _time_next(self) -> None:
         """Called on the I/O thread: the next ``log`` is to be timed."""
         self._aside = True
@@ -460,6 +487,8 @@ class Run:
         if self._mute:
             self._unheard()
             return
+        if self.wants_attention:
+            self._apply_in_log()
         self._aside = False
         if self._mute:  # another thread has just ended it
             self._aside = True
@@ -467,6 +496,8 @@ class Run:
         self.log(values, step, epoch, batch)
         if self._outlet is not None:
             self._outlet.probe.timed(time.perf_counter_ns() - begun)
+        if self.wants_attention:  # for another thread than this, or another place than this call
+            self._aside = True
 
     def _last(self) -> int:
         return max(self._step, 0)
@@ -491,7 +522,7 @@ class Run:
         if not self._mute:
             self._append((_now(), self._last(), None, None, "time", values | self.meter.gauges()))
 
-    def _say_described(self, what: Literal["config", "summary", "info"], values: dict[str, Any]) -> None:
+    def _say_described(self, what: DescribedWhat, values: dict[str, Any]) -> None:
         if self._mute:
             self._unheard()
             return
@@ -554,6 +585,7 @@ class Run:
         if self._gauges is not None:
             self._gauges.stop()
         self._pending.settle(force=True)
+        self.controls.end(status)
         if self._outlet is not None and self._outlet.probe.has_timed:
             self._gauge({})  # so that a short run has told what it cost
         self._append_event(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from fitwire.events import Dropped, Event, Sample
 from fitwire.journal.layout import About, create, folder_name, journals_folder
 from fitwire.protocol.blocks import LANES, RECORDS, Identity
+from fitwire.protocol.commands import Inbox, Request
 from fitwire.protocol.source import Source, State
 from fitwire.train.journal import Journal
 from fitwire.train.meter import Probe
@@ -104,6 +105,22 @@ class Delivery:
     journal: str = ""
 
 
+class Steered(Protocol):
+    """Who is told of commands, on the I/O thread."""
+
+    def refusal(self, request: Request) -> str | None:
+        """Why a command cannot be carried out; None when it can."""
+        ...
+
+    def take(self, request: Request, refusal: str | None) -> None:
+        """Write down that a command came; carry it out at the next boundary, unless it was refused."""
+        ...
+
+
+def _refuse(request: Request) -> str:
+    return "this training is not to be steered"
+
+
 class Outlet(Protocol):
     """Where a run's records go, on whichever wire.
 
@@ -181,6 +198,7 @@ class Uplink:
 
     Attributes:
         ring: Keeps each record from the call on until the journal has it; None with ``durability="memory"``.
+        steered: Who is told of commands; None to refuse them all.
     """
 
     def __init__(
@@ -215,6 +233,9 @@ class Uplink:
         self._waiting_bytes = 0
         self._offering = threading.RLock()  # a signal's handler may sample too
         self.ring: Ring | None = None
+        self.steered: Steered | None = None
+        self._inbox = Inbox(sender)
+        self._served = time.monotonic()
         self._parted = False
         self._thread: threading.Thread | None = None
         # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
@@ -248,7 +269,7 @@ class Uplink:
                 if self.backlog.head(RECORDS):  # it is our own, whose files somebody deleted
                     return journals_folder(self._folder) / folder_name(about.sender)
                 sender = replace(about.sender, incarnation=about.sender.incarnation + 1)
-                self.source.sender = self._packer.sender = self.backlog.sender = sender
+                self.source.sender = self._packer.sender = self.backlog.sender = self._inbox.sender = sender
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def start(self) -> None:
@@ -432,6 +453,9 @@ class Uplink:
                 source.disconnected(now)
         while (frames := link.receive()) is not None:
             source.receive(frames, now)
+        if source.commands:
+            self._take_commands(link, now)
+        self._served = now
         if self._closing is not None and not self.queue and not self._parted:
             self._parted = True
             source.goodbye(self._status)
@@ -441,6 +465,18 @@ class Uplink:
         if source.state is State.STREAMING and not self.greeted.is_set():
             self.greeted.set()
         self._settle_marks()
+
+    def _take_commands(self, link: Dealer, now: float) -> None:
+        """Answer at once whether each is taken; what becomes of it is for the training thread to say."""
+        steered = self.steered
+        while self.source.commands:
+            message = self.source.commands.popleft()
+            check = steered.refusal if steered is not None else _refuse
+            for frames in self._inbox.receive(message, now, check, self._served):
+                link.send(frames)
+        for request, refusal in self._inbox.news():
+            if steered is not None:
+                steered.take(request, refusal)
 
     def _settle_marks(self) -> None:
         if self._address is None:  # what is written is all there is to wait for
