@@ -1,4 +1,4 @@
-"""The journal's files: written to their end, read back, deleted when nothing in them is needed, and refused with care."""
+"""The journal's files: written to their end, read back, deleted when nothing in them is needed, refused with care."""
 
 from __future__ import annotations
 
