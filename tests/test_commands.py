@@ -262,8 +262,8 @@ def test_a_command_that_nobody_took_in_its_time_expires() -> None:
     said = [post.say(60.0), post.say(120.0), post.say(121.0)]
 
     assert said == [[2], [], []]
-    assert (lonely.status, lonely.reason) == ("expired", "no training came to take it within 60 s")
-    assert (unheard.status, unheard.reason) == ("expired", "the training did not answer within 60 s")
+    assert (lonely.status, lonely.reason) == ("expired", "no training came to take it in time")
+    assert (unheard.status, unheard.reason) == ("expired", "the training did not answer in time")
     assert list(post.outbox.settled()) == [lonely, unheard]
 
 

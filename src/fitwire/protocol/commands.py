@@ -350,7 +350,7 @@ class Outbox:
 
     def _expire(self, held: Held, now: float) -> None:
         why = "the training did not answer" if held.to is not None else "no training came to take it"
-        self._settle(held, "expired", f"{why} within {held.request.deadline - held.since:.3g} s", now)
+        self._settle(held, "expired", f"{why} in time", now)
 
     def _settle(self, held: Held, status: str, reason: str, now: float) -> None:
         held.status, held.reason, held.settled_at = status, reason, now

@@ -131,12 +131,12 @@ class Dispatch:
             due = list(self._outbox.due(now, whom))
         for held, to in due:
             first = held.to is None
-            frames = encode_message(Message(Kind.COMMAND, to, body=held.request.body(now)))
-            if first:  # the viewer first: another hub must not give it to another life of the run
-                self._tell(Held(held.run, held.request, held.since, "sent", to=to), answer)
-            if send(to, frames):
-                with self._lock:
-                    self._outbox.launched(held, to, now)
+            if not send(to, encode_message(Message(Kind.COMMAND, to, body=held.request.body(now)))):
+                continue
+            with self._lock:
+                self._outbox.launched(held, to, now)
+            if first:  # the viewer knows from now on, should this hub die, to which life of the run it went
+                self._tell(held, answer)
         self._tell_settled(answer)
 
     def _tell_settled(self, answer: Callable[[bytes, list[Buffer]], Any]) -> None:
