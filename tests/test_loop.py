@@ -102,7 +102,7 @@ def test_the_address_of_the_environment_is_used_and_shown(
     assert f"watch it with fitwire watch ipc://{fitwire_dir}/elsewhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [{"mode": "file"}, {"durability": "disk"}, {"wire": "sleap"}, {"wait": -1}])
+@pytest.mark.parametrize("arguments", [{"mode": "file"}, {"durability": "disk"}, {"wire": "rope"}, {"wait": -1}])
 def test_what_this_version_does_not_do_is_refused_before_training(arguments: dict[str, Any]) -> None:
     """A sentence, at the call."""
     with pytest.raises(UsageError):

@@ -62,7 +62,7 @@ def test_the_address_of_the_environment_is_checked_at_once(monkeypatch: pytest.M
         ({"durability": "disk"}, "durability='disk': pass one of 'memory', 'process'"),
         ({"wire": "pair", "mode": "offline"}, "wire='pair' keeps no journal"),
         ({"durability": "x"}, "durability='x': pass one of 'memory'"),
-        ({"wire": "sleap"}, "wire='sleap' is not spoken by this version; pass 'fw' or 'pair'"),
+        ({"wire": "rope"}, "wire='rope': pass one of 'fw', 'pair', 'sleap'"),
         ({"wire": "x"}, "wire='x': pass one of 'fw', 'pair'"),
         ({"resume": "yes"}, "resume='yes': pass one of 'auto', 'must', 'never'"),
         ({"resume": "must"}, "needs run_id="),

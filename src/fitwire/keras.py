@@ -102,7 +102,7 @@ class ZMQProgress(keras.callbacks.Callback):
         resume: ``"auto"`` goes on with a run of that id, ``"must"`` needs one, ``"never"`` starts a new one.
         mode: ``"online"``; ``"offline"`` writes the journal only, for ``fitwire sync``; ``"disabled"`` does nothing.
         dir: Folder for the journal, in which records wait for a hub; None for the data folder.
-        wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver``.
+        wire: ``"fw"``; ``"pair"`` for a ``PairedReceiver``; ``"sleap"`` for SLEAP's LossViewer.
         wait: Seconds to wait for a hub before training without one.
         control: Whether watchers may steer; what they ask of this callback is refused in this version.
         strict: Raise on what cannot be sent, and when ``wait`` ends without a hub, instead of warning.

@@ -53,7 +53,8 @@ def init(
         dir: Folder for the journal, in which records wait for a hub; None for the data folder.
         durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
             nothing, for a microsecond or two more a call.
-        wire: ``"fw"``, or ``"pair"`` for a ``PairedReceiver`` (address ``tcp://host:9001,9002``).
+        wire: ``"fw"``; ``"pair"`` for a ``PairedReceiver`` (address ``tcp://host:9001,9002``); ``"sleap"`` for SLEAP's
+            LossViewer (``tcp://host:9001,9000``).
         wait: Seconds to wait for a hub before going on without one.
         control: Whether watchers may steer: stop, pause, turn knobs, call actions.
         strict: Raise on a bad name or value, and when ``wait`` ends without a hub, instead of warning.

@@ -126,7 +126,7 @@ class Run(Steered):
         self._aside = True  # whether a call of `log` leaves the hot path: not to be heard, or to be timed
         self._step: int = -1
         self._stop = False
-        self._begin_steering(settings.control and not self._mute and settings.wire == "fw")
+        self._begin_steering(settings.control and not self._mute and settings.wire != "pair")
         self._copied = self._told = False
         self._reason = ""
         self._ending = threading.RLock()
@@ -161,7 +161,8 @@ class Run(Steered):
         ending.watch(self)
         if self.rank == 0:
             at = "" if settings.address is None and "FITWIRE_ADDRESS" not in os.environ else f" {outlet.place}"
-            how = f"fitwire watch{at}" if settings.wire == "fw" else f"a PairedReceiver at {outlet.place}"
+            other = "SLEAP's LossViewer" if settings.wire == "sleap" else "a PairedReceiver"
+            how = f"fitwire watch{at}" if settings.wire == "fw" else f"{other} at {outlet.place}"
             say("info", f"run {self.name} · watch it with {how}")
         try:
             self._await(outlet, settings.wait)
@@ -184,6 +185,12 @@ class Run(Steered):
             from fitwire.train.pairlink import PairUplink
 
             return PairUplink(settings.address, self._warn, run=self.name)
+        if settings.wire == "sleap":
+            from fitwire.train.sleaplink import SleapUplink
+
+            told = SleapUplink(settings.address, self._warn, run=self.name, speaks=sender.rank == 0)
+            told.steered = self if settings.control else None
+            return told
         hello: dict[str, Any] = {
             "name": self.name, "project": settings.project, "host": socket.gethostname()[:MAX_NAME],
             "host_key": host_key()[:MAX_NAME], "pid": os.getpid(), "pid_started": started_at(os.getpid()),

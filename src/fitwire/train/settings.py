@@ -30,7 +30,7 @@ __all__ = [
 
 Mode = Literal["online", "offline", "disabled"]
 Resume = Literal["auto", "must", "never"]
-Wire = Literal["fw", "pair"]
+Wire = Literal["fw", "pair", "sleap"]
 Durability = Literal["memory", "process"]
 
 MAX_INCARNATION = 2**32 - 1
@@ -48,9 +48,7 @@ _NOUNS = (
 )
 
 
-def _choice(name: str, value: str, choices: Any, why: Mapping[str, str] | None = None) -> None:
-    if why and value in why:
-        raise UsageError(f"{name}={value!r} {why[value]}")
+def _choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise UsageError(f"{name}={value!r}: pass one of {', '.join(map(repr, get_args(choices)))}")
 
@@ -102,10 +100,11 @@ class Settings:
         _choice("resume", self.resume, Resume)
         _choice("mode", str(self.mode), Mode)
         _choice("durability", self.durability, Durability)
-        if self.wire == "pair" and (self.mode == "offline" or self.durability == "process"):
-            raise UsageError("wire='pair' keeps no journal: pass mode='online' and durability='memory', or wire='fw'")
-        later = {"sleap": "is not spoken by this version; pass 'fw' or 'pair'"}
-        _choice("wire", self.wire, Wire, later)
+        _choice("wire", self.wire, Wire)
+        if self.wire != "fw" and (self.mode == "offline" or self.durability == "process"):
+            raise UsageError(
+                f"wire={self.wire!r} keeps no journal: pass mode='online' and durability='memory', or wire='fw'"
+            )
         if self.resume == "must" and self.run_id is None:
             raise UsageError("resume='must' needs run_id=, the run to go on with")
         if isinstance(self.wait, bool) or not isinstance(self.wait, (int, float)) or not 0 <= self.wait < 1e6:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -120,6 +119,11 @@ class Settings:
         if self.wire == "fw":
             if self.address or os.environ.get("FITWIRE_ADDRESS"):  # the default makes a folder: not before training
                 resolve(self.address)
+            return
+        if self.wire == "sleap":
+            from fitwire.train.sleaplink import sleap_addresses
+
+            sleap_addresses(self.address)
             return
         from fitwire.train.pairlink import pair_addresses
 
