@@ -62,8 +62,8 @@ def test_a_killed_trainer_is_delivered_verified_and_nothing_waits() -> None:
     verified = fitwire_says("verify", "last")
 
     assert "`fitwire sync`" in before and "victim  " in before and "\x1b" not in before
-    assert (line["run"], line["records"], line["outcome"], line["left"]) == ("\x1b[2Jvictim", 102, "delivered", 0)
-    assert verified.exit_code == 0 and "102 records, all as they were said" in verified.stdout
+    assert (line["run"], line["records"], line["outcome"], line["left"]) == ("\x1b[2Jvictim", 103, "delivered", 0)
+    assert verified.exit_code == 0 and "103 records, all as they were said" in verified.stdout
     assert [run["state"] for run in in_json("ls")] == ["lost"]
     assert in_json("doctor")["journals"] == []
     assert "everything was delivered" in fitwire_says("doctor").stdout

@@ -41,6 +41,8 @@ AGAIN = 5.0
 """Seconds before a disk that refused is tried again."""
 LOOK_AFTER = 1.0
 """Seconds between two looks whether the files are still there, and between two makings of one block from small ones."""
+NOTE_EVERY = 1.0
+"""Seconds between two notes of what was acknowledged: a courier is told by the hub, so it is for ``fitwire doctor``."""
 AT_ONCE = 64
 """Blocks moved or given up in one look: the link is served in between, and the training has the interpreter."""
 MERGED_AT_ONCE = 512
@@ -141,7 +143,7 @@ class Journal:
         self._cache = (RECORD_BYTES if record_bytes is None else record_bytes, bulk_bytes)
         self._room = (int(disk_bytes[RECORDS] * PRESSED), disk_bytes[BULK])
         self._shelves = [_Shelf() for _ in LANES]
-        self._try_at = self._looked = self._merged_at = -1e9
+        self._try_at = self._looked = self._merged_at = self._noted = -1e9
         self._settled = self._marked = self._marked_bulk = 0
         self._acked: tuple[int, int] | None = None
         self._leaving: list[Segment] = []
@@ -257,7 +259,8 @@ class Journal:
 
     def _is_quiet(self, now: float, alone: bool) -> bool:
         """Whether there is nothing to do at this look, as at most looks of a slow training."""
-        todo = self._acked is not None or self._leaving or self._settled > self._marked
+        noting = self._acked is not None and now - self._noted >= NOTE_EVERY
+        todo = noting or self._leaving or self._settled > self._marked
         if todo or any(shelf.unwritten for shelf in self._shelves):
             return False
         return now - self._looked < LOOK_AFTER and not (alone and now - self._merged_at >= LOOK_AFTER)
@@ -351,7 +354,8 @@ class Journal:
         if self._settled > self._marked:
             self._write_mark(disk)
         self._release_replaced(disk)
-        if self._acked is not None:
+        if self._acked is not None and now - self._noted >= NOTE_EVERY:
+            self._noted = now
             disk.note_have(self._acked)
             self._acked = None
 
