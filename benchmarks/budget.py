@@ -158,8 +158,8 @@ _CONTENDED = (
 )
 _SUMS = (
     "Walks over memory on two cores that sender and receiver already fill: at each end the CRC32 of each byte beside "
-    "the socket's copy. By zlib, where `isal` is not installed, it is the largest of them. From 64 MiB the rates of the "
-    "bare socket and of the link vary by a third from run to run."
+    "the socket's copy. By zlib, where `isal` is not installed, it is the largest of them. From 64 MiB the rates of "
+    "the bare socket and of the link vary by a third from run to run."
 )
 
 LIMITS: dict[str, str] = {
