@@ -239,6 +239,23 @@ def test_a_hub_that_is_killed_meanwhile_does_not_have_it_carried_out_twice(
     assert listed == [("stop", "applied")]
 
 
+def test_what_a_run_told_a_former_hub_of_is_not_carried_out_by_a_life_that_knows_nothing(
+    address: Address, path: Path
+) -> None:
+    """A command that is handed to the next hub, when the training has started again on another machine."""
+    with Monitor(address, store=path) as first, puppet(address, *BEGUN):
+        run = watched(first)
+        before = run.stop(timeout=30.0)
+        client = first._desk.client
+    with Monitor(address, store=path) as second, puppet(address, *BEGUN, incarnation=1001) as training:
+        run = watched(second)
+        second._desk.client, second._desk.numbers = client, iter((1, 2))  # type: ignore[assignment]
+        again, following = run.stop(timeout=30.0), run.stop(timeout=30.0)
+
+    assert (before.status, again.status, following.status) == ("applied", "applied", "applied")
+    assert training.took == [2]
+
+
 def test_a_monitor_that_takes_the_hubs_place_carries_on_with_what_it_asked(address: Address, path: Path) -> None:
     """It had joined a hub that left."""
     with Monitor(address, store=path) as first, puppet(address, *BEGUN, mute=True) as training:

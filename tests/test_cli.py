@@ -187,7 +187,7 @@ def test_tail_ends_with_the_end(told: Path) -> None:
     assert "failed: boom" in lines[-1] and "half way" in lines[-3] and "pictures: image float32 [2, 8, 8]" in lines[-4]
     assert "cost " in lines[-2] and "fitwire/" not in lines[-2]
     assert [event["event"] for event in events if event["event"] != "metrics" or event["per"] == "batch"] == [
-        "run_started", *["metrics"] * 5, "epoch_ended", "epoch_ended", "sample", "log", "run_ended",
+        "run_started", "described", *["metrics"] * 5, "epoch_ended", "epoch_ended", "sample", "log", "run_ended",
     ]  # fmt: skip
     assert events[-4]["arrays"] == {"image": {"dtype": "<f4", "shape": [2, 8, 8]}}
     assert fitwire_says("tail", "broken", "-n", "0").stdout == ""

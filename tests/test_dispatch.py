@@ -130,6 +130,20 @@ def test_a_viewer_that_knows_where_it_went_is_believed() -> None:
     assert desk.dispatch.stands(ME.run, asked()).reason == EARLIER_LIFE
 
 
+def test_what_the_run_has_told_of_is_not_sent_again() -> None:
+    """A hub that came after finds it in the run's history, whether or not its training remembers."""
+    desk = Desk()
+    told = {(ME.run, (ANNA, 1))}
+    desk.dispatch = Dispatch(threading.Condition(), lambda run, pair: (run, pair) in told)
+    desk.ask()
+    desk.ask(request=asked(2), number=10)
+    desk.turn()
+    desk.turn(0.1)
+
+    assert desk.said == [(ME, 2)]
+    assert [(number, status) for _, number, status, _ in desk.answers] == [(9, "duplicate"), (10, "sent")]
+
+
 def test_the_hubs_own_process_asks_without_a_socket() -> None:
     """From any thread, again and again; it is one command."""
     desk = Desk()

@@ -362,6 +362,10 @@ class Outbox:
         while self._settled:
             yield self._settled.popleft()
 
+    def known(self, held: Held, now: float) -> None:
+        """The run has told of it already, so it is not sent again."""
+        self._settle(held, "duplicate", "", now)
+
     def launched(self, held: Held, to: Identity, now: float) -> None:
         """It is on its way to that process, and to no other from now on."""
         held.sent = now

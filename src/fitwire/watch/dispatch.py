@@ -53,10 +53,13 @@ class Dispatch:
 
     Args:
         bell: Rung when one is settled.
+        known: Whether a run has told of a command: one that a viewer hands in again, to a hub that came after.
     """
 
-    def __init__(self, bell: threading.Condition) -> None:
-        self._bell = bell
+    def __init__(
+        self, bell: threading.Condition, known: Callable[[bytes, Pair], bool] = lambda run, pair: False
+    ) -> None:
+        self._bell, self._known = bell, known
         self._outbox = Outbox()
         self._askers: dict[Pair, dict[bytes, int]] = {}
         self._handed: deque[tuple[bytes, Request, Identity | None]] = deque()
@@ -131,6 +134,10 @@ class Dispatch:
             due = list(self._outbox.due(now, whom))
         for held, to in due:
             first = held.to is None
+            if first and self._known(held.run, held.request.pair):
+                with self._lock:
+                    self._outbox.known(held, now)
+                continue
             if not send(to, encode_message(Message(Kind.COMMAND, to, body=held.request.body(now)))):
                 continue
             with self._lock:

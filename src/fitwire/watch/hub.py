@@ -151,7 +151,7 @@ class Hub:
     def __init__(self, address: Address, store: str | os.PathLike[str] | None = None, *, drain: bool = True) -> None:
         self.address = address
         self.roster = Roster()
-        self.dispatch = Dispatch(self.roster.changed)
+        self.dispatch = Dispatch(self.roster.changed, self.roster.has_command)
         self.counts: Counter[str] = Counter()
         self.store_path = Path(store) if store is not None else default_store()
         self._lock = take_address(address) if address.path is not None else None
@@ -492,6 +492,8 @@ class Hub:
         try:
             line = self.roster.summary(run)
         except UnknownRun:  # its training may be about to come
+            return None
+        if self.roster.is_behind(run):  # it may have told of the command
             return None
         if rank is None and 0 in line["ranks"]:
             rank = 0

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from fitwire.errors import StoreError, UnknownRun
 from fitwire.protocol.blocks import Block, Identity, Message
+from fitwire.protocol.commands import Pair
 from fitwire.watch.history import History
 from fitwire.watch.states import LOST_AFTER, RankFacts, State, judge, judge_rank
 from fitwire.watch.store import Store
@@ -376,6 +377,17 @@ class Roster:
         """Whether there is such a run."""
         with self.changed:
             return run in self._entries
+
+    def is_behind(self, run: bytes) -> bool:
+        """Whether what a run had said before this hub began is still to be read."""
+        with self.changed:
+            return run in self._behind
+
+    def has_command(self, run: bytes, pair: Pair) -> bool:
+        """Whether a run that is in memory, as each that is told of is, has told of a command."""
+        with self.changed:
+            history = self._histories.get(run)
+            return history is not None and history.command(pair) is not None
 
     def held(self, run: bytes) -> History | None:
         """The history, if it is in memory; whoever reads it holds :attr:`changed`."""
