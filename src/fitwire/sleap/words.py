@@ -151,8 +151,9 @@ def _numbers(logs: object) -> tuple[dict[str, float], int]:
         try:
             if not isinstance(value, (int, float)) or not 0 < len(name) <= MAX_NAME or len(found) >= MAX_METRICS:
                 raise TypeError
+            name.encode()  # half of a character has no place in a block
             found[name] = float(value)
-        except (TypeError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             odd += 1
     return found, odd
 
@@ -162,7 +163,7 @@ def _index(value: object) -> int | None:
 
 
 def _text(value: object) -> str:
-    return value[:MAX_TEXT] if isinstance(value, str) else ""
+    return value[:MAX_TEXT].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def write_word(event: str, what: str, logs: Mapping[str, float] | None = None, **fields: Any) -> bytes:

@@ -6,6 +6,8 @@ whoever sends knows whether somebody listens. What is said is not known here.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from fitwire.transport.socket_thread import ContextShare, open_socket
 
-__all__ = ["TrainerEnd", "WindowEnd"]
+__all__ = ["TrainerEnd", "WindowEnd", "is_stopped", "trainer_of"]
 
 MAX_FRAME_BYTES = 2**20
 """A peer that sends longer ones is cut off."""
@@ -67,9 +69,9 @@ class _End:
         except BaseException:
             self.close(0.0)
             raise
-        for socket in (self._pub, self._sub, self._monitor):
-            if socket is not None:
-                self._poller.register(socket, zmq.POLLIN)
+        for one in (self._pub, self._sub, self._monitor):
+            if one is not None:
+                self._poller.register(one, zmq.POLLIN)
 
     def send(self, frame: bytes) -> bool:
         """Hand over one message without waiting; False when the other end's queue is full."""
@@ -163,6 +165,11 @@ class WindowEnd(_End):
         self.connected: set[int] = set()
         self.listeners = 0
 
+    @property
+    def listens_to_progress(self) -> bool:
+        """Whether it hears trainers, or just commands them."""
+        return self._sub is not None
+
     def receive(self) -> Iterator[tuple[int, bytes]]:
         """Yield what trainers have sent, each with the number of its connection."""
         for _ in range(TAKEN_AT_ONCE):
@@ -197,3 +204,44 @@ class WindowEnd(_End):
             self.wait(min(0.1, until - time.monotonic()))
             self.look()
         return bool(self.listeners)
+
+
+def trainer_of(connection: int) -> tuple[int, float] | None:
+    """The process at the other end of a connection that was accepted here: its pid, and when it started (Unix seconds).
+
+    Args:
+        connection: Its number, a file descriptor of libzmq's in this process.
+
+    Returns:
+        None when it is not to be had: closed meanwhile, of another user, or in another container.
+    """
+    import psutil
+
+    try:
+        handle = os.dup(connection)  # libzmq may close its own at any moment
+    except OSError:
+        return None
+    try:
+        try:
+            peer = socket.socket(fileno=handle)
+        except OSError:
+            os.close(handle)
+            raise
+        with peer:
+            here, there = peer.getsockname(), peer.getpeername()
+        for found in psutil.net_connections("tcp4"):
+            if found.pid and tuple(found.laddr) == there and tuple(found.raddr) == here:
+                return found.pid, psutil.Process(found.pid).create_time()
+    except (OSError, psutil.Error):
+        pass
+    return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, and may be told to go on."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False

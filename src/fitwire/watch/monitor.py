@@ -10,14 +10,18 @@ import logging
 import os
 import time
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fitwire.errors import AddressInUse, LinkError, UnknownRun, UsageError, WaitTimeout
+from fitwire.sleap.words import parse_ports
 from fitwire.transport.address import Address, resolve
 from fitwire.transport.process import spawn
 from fitwire.watch.desk import Backend, Desk, Local, local_hub, local_store
 from fitwire.watch.follow import Follower
 from fitwire.watch.watched import WatchedRun
+
+if TYPE_CHECKING:
+    from fitwire.watch.sleapbridge import Bridge
 
 __all__ = ["Monitor", "WatchedRun"]
 
@@ -40,11 +44,13 @@ class Monitor:
     Args:
         address: As ``fitwire.init`` takes it; None for the user's own hub on this machine.
         store: Path of the database to keep runs in when it is the hub; None for the user's own.
-        wire: ``"fw"``.
+        wire: ``"fw"``; ``"sleap"`` to hear SLEAP's own trainings too, in place of its LossViewer: each is a run like
+            any other.
+        listen: With ``wire="sleap"``, where those trainings send to and listen; None for ``tcp://127.0.0.1:9001,9000``.
         serve: Whether it may be the hub; without, and with none there, it shows what the store holds.
 
     Raises:
-        AddressInUse: Another program listens there, and it is no hub.
+        AddressInUse: Another program listens there, and it is no hub; or at SLEAP's ports.
         LinkError: The address is not local, or ``serve`` is false, and no hub answers.
 
     Example:
@@ -64,15 +70,32 @@ class Monitor:
         address: str | Address | None = None,
         *,
         store: str | os.PathLike[str] | None = None,
-        wire: Literal["fw"] = "fw",
+        wire: Literal["fw", "sleap"] = "fw",
+        listen: str | None = None,
         serve: bool = True,
     ) -> None:
-        if wire != "fw":
-            raise UsageError(f"wire={wire!r}: this version watches 'fw'; a PairedReceiver reads 'pair'")
+        if wire not in ("fw", "sleap"):
+            raise UsageError(f"wire={wire!r}: a Monitor watches 'fw' and 'sleap'; a PairedReceiver reads 'pair'")
+        if listen is not None and wire == "fw":
+            raise UsageError("listen= says where SLEAP's trainings report: pass it with wire='sleap'")
+        if wire == "sleap":
+            parse_ports(listen)
         self._address = resolve(address)
         self._path, self._serve = store, serve
         self._desk = Desk(self._open())
         self._keeper = spawn("monitor", self._keep) if isinstance(self._desk.backend, Follower) and serve else None
+        self._bridge: Bridge | None = None
+        if wire == "sleap":
+            self._hear_sleap(listen)
+
+    def _hear_sleap(self, listen: str | None) -> None:
+        from fitwire.watch.sleapbridge import Bridge
+
+        try:
+            self._bridge = Bridge(listen, self._address)
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> Backend:
         if not self._serve:
@@ -144,6 +167,8 @@ class Monitor:
 
     def close(self) -> None:
         """Leave; trainers go on, and what was stored stays. Again, or in a forked child, does nothing."""
+        if self._bridge is not None and not self._desk.forked:
+            self._bridge.close()
         self._desk.closing.set()
         if self._keeper is not None and not self._desk.forked:
             self._keeper.join(10.0)
