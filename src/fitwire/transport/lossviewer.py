@@ -192,9 +192,9 @@ class WindowEnd(_End):
         while self._monitor is not None and self._monitor.poll(0):
             seen = parse_monitor_message(self._monitor.recv_multipart())
             if seen["event"] == zmq.EVENT_ACCEPTED:
-                self.connected.add(seen["value"])
+                self.connected.add(int(seen["value"]))
             elif seen["event"] == zmq.EVENT_DISCONNECTED:
-                self.connected.discard(seen["value"])
+                self.connected.discard(int(seen["value"]))
 
     def await_listener(self, timeout: float) -> bool:
         """Wait until a trainer listens to commands, at most ``timeout`` seconds; whether one does."""

@@ -172,19 +172,24 @@ class Bridge:
         if now - self._asked < ASK_AFTER:
             return
         self._asked = now
-        for relay, since in list(self._gone):
+        waiting: list[tuple[Relay, float]] = []
+        for relay, since in self._gone:
+            stopped = relay.process is not None and is_stopped(relay.process[0])
+            since = now if stopped else since  # it dials once it goes on
             why = _verdict(relay, now - since)
             if why:
                 relay.died(why)
-                self._gone.remove((relay, since))
                 self._parting.append(relay)
+            else:
+                waiting.append((relay, since))
+        self._gone = waiting
 
 
 def _verdict(relay: Relay, silent: float) -> str:
     """Why a training whose connection has closed is no more; empty while it may come back."""
     if relay.process is not None and not alive(*relay.process):
         return f"its process {relay.process[0]} went without saying that training had ended: it crashed or was killed"
-    if silent < PATIENCE or (relay.process is not None and is_stopped(relay.process[0])):
+    if silent < PATIENCE:
         return ""
     if relay.process is not None:
         return f"it closed its connection without saying that training had ended; its process {relay.process[0]} lives"
