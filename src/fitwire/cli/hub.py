@@ -8,13 +8,17 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
-from fitwire.cli.shared import as_json, json_option, store_option
-from fitwire.errors import LinkError
+from fitwire.cli.shared import as_json, json_option, store_option, wire_options
+from fitwire.errors import LinkError, UsageError
 from fitwire.transport.address import Address, resolve
 from fitwire.watch.hub import Hub
+
+if TYPE_CHECKING:
+    from fitwire.watch.sleapbridge import Bridge
 
 __all__ = ["hub"]
 
@@ -25,9 +29,10 @@ LOOK = 0.5
 @click.command()
 @click.argument("address", required=False)
 @click.option("--where", is_flag=True, help="Print the path of the socket (or the TCP address) and do nothing else.")
+@wire_options
 @store_option
 @json_option
-def hub(address: str | None, where: bool, store: str | None, as_json_: bool) -> None:
+def hub(address: str | None, where: bool, wire: str, listen: str | None, store: str | None, as_json_: bool) -> None:
     """Gather what trainings tell, in the foreground.
 
     Listens at ADDRESS, or at your own socket on this machine, until Ctrl-C or SIGTERM. Exit code 1 when a hub is there
@@ -38,6 +43,8 @@ def hub(address: str | None, where: bool, store: str | None, as_json_: bool) -> 
       fitwire hub               # on the machine that trains
       fitwire hub --where       # its socket: what `ssh -L /tmp/fitwire.sock:SOCKET HOST` needs
     """
+    if listen is not None and wire != "sleap":
+        raise UsageError("--listen says where SLEAP's trainings report: pass it with --wire sleap")
     place = resolve(address)
     if where:
         path = str(place.path or place.text)
@@ -45,7 +52,9 @@ def hub(address: str | None, where: bool, store: str | None, as_json_: bool) -> 
         return
     with _asked_to_stop() as stop:
         running = Hub(place, store)
+        bridge: Bridge | None = None
         try:
+            bridge = _hear_sleap(listen, place) if wire == "sleap" else None
             if as_json_:
                 click.echo(as_json({"address": place.text, "store": str(running.store_path)}))
             else:
@@ -55,7 +64,15 @@ def hub(address: str | None, where: bool, store: str | None, as_json_: bool) -> 
                 if not running.running:
                     raise LinkError(f"the hub at {place} stopped by itself; its log says why")
         finally:
+            if bridge is not None:
+                bridge.close()
             running.close()
+
+
+def _hear_sleap(listen: str | None, place: Address) -> Bridge:
+    from fitwire.watch.sleapbridge import Bridge
+
+    return Bridge(listen, place)
 
 
 def _greeting(place: Address, running: Hub, own: bool) -> Iterator[str]:

@@ -46,6 +46,7 @@ __all__ = [
     "short_ids",
     "store_option",
     "when",
+    "wire_options",
 ]
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -65,6 +66,16 @@ def store_option(command: Verb) -> Verb:
     """``--store``."""
     text = "Database to keep runs in, or to read when no hub is there. Default: your own."
     return click.option("--store", type=click.Path(dir_okay=False), help=text)(command)
+
+
+def wire_options(command: Verb) -> Verb:
+    """``--wire`` and ``--listen``, for commands that hear SLEAP's own trainings too."""
+    wire = "sleap: hear SLEAP's own trainings too, in place of its LossViewer."
+    listen = "With --wire sleap, where they send to and listen. Default: tcp://127.0.0.1:9001,9000."
+    command = click.option("--listen", metavar="ADDRESS", help=listen)(command)
+    return click.option("--wire", type=click.Choice(["fw", "sleap"]), default="fw", show_default=True, help=wire)(
+        command
+    )
 
 
 def json_option(command: Verb) -> Verb:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import click
 
-from fitwire.cli.shared import as_json, console, json_option, meter_json, run_json, store_option
+from fitwire.cli.shared import as_json, console, json_option, meter_json, run_json, store_option, wire_options
 from fitwire.errors import UnknownRun
 from fitwire.views.text import watch_live, watch_plain
 from fitwire.watch.monitor import Monitor, WatchedRun
@@ -68,9 +69,18 @@ def _goes_on(run: WatchedRun) -> bool:
 @click.argument("address", required=False)
 @click.option("--run", "ref", metavar="RUN", help='Only this run: a name, the beginning of an id, or "last".')
 @click.option("--until-end", is_flag=True, help="End when what is watched has ended; else Ctrl-C ends it.")
+@wire_options
 @store_option
 @json_option
-def watch(address: str | None, ref: str | None, until_end: bool, store: str | None, as_json_: bool) -> None:
+def watch(
+    address: str | None,
+    ref: str | None,
+    until_end: bool,
+    wire: Literal["fw", "sleap"],
+    listen: str | None,
+    store: str | None,
+    as_json_: bool,
+) -> None:
     """Watch what goes on, live.
 
     Joins the hub at ADDRESS, or your own on this machine, and is the hub if none answers. A run on its own is shown in
@@ -80,9 +90,10 @@ def watch(address: str | None, ref: str | None, until_end: bool, store: str | No
     \b
     Example:
       fitwire watch --run digits --until-end
+      fitwire watch --wire sleap      # then train with SLEAP, as ever
     """
     out = console()
-    with Monitor(address, store=store) as monitor:
+    with Monitor(address, store=store, wire=wire, listen=listen) as monitor:
         chooser = _Chooser(monitor, ref)
 
         def until() -> bool:
