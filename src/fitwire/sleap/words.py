@@ -118,7 +118,7 @@ def read_word(frame: bytes) -> Word:
         raise DecodeError("object", f"not an object: {frame[:40]!r}")
     fields = cast("dict[str, Any]", said)
     event = fields.get("event")
-    if event not in EVENTS:
+    if not isinstance(event, str) or event not in EVENTS:
         raise DecodeError("event", f"event {str(event)[:40]!r} is none of a trainer's")
     logs, odd = _numbers(fields.get("logs"))
     return Word(
