@@ -112,7 +112,7 @@ def test_a_store_that_cannot_be_opened_is_one_sentence(address: str, path: Path,
 
 def test_a_wire_it_does_not_know_is_refused(address: str) -> None:
     """With what there is."""
-    with pytest.raises(UsageError, match="wire='morse': this version watches 'fw'"):
+    with pytest.raises(UsageError, match="wire='morse': a Monitor watches 'fw' and 'sleap'"):
         Monitor(address, wire="morse")  # pyright: ignore
 
 
