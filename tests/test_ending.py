@@ -47,7 +47,7 @@ def test_a_script_that_just_ends_has_finished() -> None:
     assert [event.values["x"] for event in store.metrics] == [1.0, 2.0]
     assert done.stderr.splitlines() == [
         "fitwire: run child · watch it with fitwire watch",
-        "fitwire: run child finished · 5 records delivered",
+        "fitwire: run child finished · 6 records delivered",
     ]
 
 

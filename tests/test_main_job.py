@@ -199,7 +199,7 @@ def test_without_a_hub_a_training_ends_normally_and_says_what_was_lost(start: St
     _, said = training.communicate(timeout=60)
 
     assert training.returncode == 0
-    assert "0 records delivered, 207 wait in" in said
+    assert "0 records delivered, 208 wait in" in said
 
 
 def test_a_second_hub_cannot_take_a_living_ones_address(start: Start, fitwire_dir: Path) -> None:
