@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fitwire.errors import DecodeError, EncodeError
 
-__all__ = ["MAX_MESSAGE_BYTES", "Array", "after_orphan", "decode_message", "encode_array", "encode_dict"]
+__all__ = ["MAX_MESSAGE_BYTES", "Array", "after_orphan", "decode_message", "encode_array", "encode_dict", "read_json"]
 
 Array = npt.NDArray[Any]
 
@@ -182,13 +182,22 @@ def _blame(data: dict[str, Any]) -> str:
     return "this dict"
 
 
-def _loads(frame: bytes) -> dict[str, Any]:
+def read_json(frame: bytes) -> object:
+    """What a frame says in JSON, as the standard library reads it.
+
+    Raises:
+        DecodeError: It is not UTF-8, or no JSON.
+    """
     try:
-        parsed: object = json.loads(frame.decode("utf-8"))
+        return json.loads(frame.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DecodeError("utf-8", f"not UTF-8: {frame[:40]!r}") from error
     except (ValueError, RecursionError) as error:
         raise DecodeError("json", f"not JSON: {frame[:40]!r}") from error
+
+
+def _loads(frame: bytes) -> dict[str, Any]:
+    parsed = read_json(frame)
     if not isinstance(parsed, dict):
         raise DecodeError("object", f"JSON, but not an object: {frame[:40]!r}")
     return cast("dict[str, Any]", parsed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from fitwire.errors import DecodeError
+from fitwire.protocol.plain import read_json
 
 __all__ = ["FOREIGN", "MAX_TEXT_BYTES", "Foreign", "decode_tagged"]
 
@@ -58,12 +58,7 @@ def decode_tagged(frame: bytes) -> Any:
     """
     if len(frame) > MAX_TEXT_BYTES:
         raise DecodeError("size", f"a message of {len(frame):,} bytes, at most {MAX_TEXT_BYTES:,}")
-    try:
-        parsed: object = json.loads(frame.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DecodeError("utf-8", f"not UTF-8: {frame[:40]!r}") from error
-    except (ValueError, RecursionError) as error:
-        raise DecodeError("json", f"not JSON: {frame[:40]!r}") from error
+    parsed = read_json(frame)
     return _Translator(parsed).read(parsed, 0)
 
 
