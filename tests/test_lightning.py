@@ -26,7 +26,8 @@ from fitwire.events import Described, Log, RunEnded, RunStarted, Sample  # noqa:
 from fitwire.lightning import ZMQProgress  # noqa: E402
 from fitwire.train import run as run_module  # noqa: E402
 from fitwire.train.meter import Probe  # noqa: E402
-from fitwire.train.uplink import Delivery, LateRow  # noqa: E402
+from fitwire.train.outlet import Delivery  # noqa: E402
+from fitwire.train.pending import LateRow  # noqa: E402
 from helpers import run_python, until  # noqa: E402
 from lightning_models import QUIET, Awkward, Manual, Plain, Regression, examples, loader  # noqa: E402
 

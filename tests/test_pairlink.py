@@ -17,8 +17,8 @@ import fitwire
 from fitwire.errors import AddressError, HandshakeTimeout
 from fitwire.message import PairedReceiver
 from fitwire.train import pairlink as module
+from fitwire.train.outlet import DRAIN, Mark
 from fitwire.train.pairlink import PairUplink, pair_addresses
-from fitwire.train.uplink import DRAIN, Mark
 from helpers import free_port, until
 
 Dict = dict[str, Any]

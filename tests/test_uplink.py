@@ -17,9 +17,10 @@ from fitwire.protocol.blocks import Kind, decode_message
 from fitwire.protocol.sink import reject
 from fitwire.train import uplink as module
 from fitwire.train.journal import Journal
+from fitwire.train.outlet import Mark, Record
 from fitwire.train.pending import LateRow
 from fitwire.train.settings import new_run_id, next_identity
-from fitwire.train.uplink import Mark, Record, Uplink, shed
+from fitwire.train.uplink import Uplink, shed
 from fitwire.transport.address import default_address
 from fitwire.transport.zmq import Router
 from helpers import until

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
-from fitwire.errors import AddressError, DecodeError, UsageError
+from fitwire.errors import DecodeError, UsageError
 from fitwire.events import MAX_NAME, WHOLE
 from fitwire.protocol.tagged import decode_tagged
+from fitwire.transport.address import two_ports
 
 __all__ = ["PORTS", "Dialect", "Order", "Word", "parse_ports", "read_order", "read_word", "write_order", "write_word"]
 
@@ -91,17 +91,7 @@ def parse_ports(address: str | None) -> tuple[str, str]:
     Raises:
         AddressError: Malformed, or beyond this machine: these sockets know no keys.
     """
-    text = (address or "").strip() or "tcp://127.0.0.1:{},{}".format(*PORTS)
-    match = re.fullmatch(r"(?:tcp://)?([A-Za-z0-9._-]+):(\d{1,5}),(\d{1,5})", text)
-    if match is None or not all(0 < int(port) < 65536 for port in match.groups()[1:]) or match[2] == match[3]:
-        raise AddressError(f'{text[:80]!r} is no address of wire="sleap": write tcp://127.0.0.1:9001,9000')
-    host = "127.0.0.1" if match[1] == "localhost" else match[1]
-    if not re.fullmatch(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}", host):
-        raise AddressError(
-            f'{text[:80]}: wire="sleap" knows no keys and stays on this machine; forward its ports over ssh instead, '
-            f"`ssh -R {match[2]}:127.0.0.1:{match[2]} -R {match[3]}:127.0.0.1:{match[3]} HOST`"
-        )
-    return f"tcp://{host}:{match[2]}", f"tcp://{host}:{match[3]}"
+    return two_ports((address or "").strip(), "sleap", PORTS, "-R -R")
 
 
 # -- progress

@@ -10,8 +10,6 @@ thread; the training thread appends, as always.
 from __future__ import annotations
 
 import os
-import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,12 +21,11 @@ from fitwire.errors import AddressError, EncodeError, LinkError
 from fitwire.events import Event, RunEnded, RunStarted, Sample
 from fitwire.message import PairedSender
 from fitwire.protocol.arrays import Array
-from fitwire.train.meter import Probe
+from fitwire.train.outlet import DRAIN, LOOK, NOBODY, Delivery, Mark, Outlet
 from fitwire.train.packer import Row
 from fitwire.train.pending import LateRow
-from fitwire.train.uplink import DRAIN, LOOK, NOBODY, Delivery, Mark, Record
 from fitwire.train.values import as_whole, plain_text
-from fitwire.transport.process import spawn
+from fitwire.transport.address import two_ports
 
 __all__ = ["PairUplink", "pair_addresses"]
 
@@ -61,20 +58,11 @@ def pair_addresses(address: str | None) -> tuple[str, str]:
         AddressError: Malformed, or beyond this machine: these sockets know no keys.
     """
     text = (address if address is not None else os.environ.get("FITWIRE_ADDRESS", "")).strip()
-    match = re.fullmatch(r"(?:tcp://)?([A-Za-z0-9._-]+):(\d{1,5}),(\d{1,5})", text or "127.0.0.1:{},{}".format(*PORTS))
-    if match is None or not all(0 < int(port) < 65536 for port in match.groups()[1:]) or match[2] == match[3]:
-        raise AddressError(f'{text[:80]!r} is no address of wire="pair": write tcp://127.0.0.1:9001,9002')
-    host = "127.0.0.1" if match[1] == "localhost" else match[1]
-    if not re.fullmatch(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}", host):
-        raise AddressError(
-            f'{text}: wire="pair" knows no keys and stays on this machine; forward its ports over ssh instead, '
-            f"`ssh -L {match[2]}:127.0.0.1:{match[2]} -R {match[3]}:127.0.0.1:{match[3]} HOST`"
-        )
-    return f"tcp://{host}:{match[2]}", f"tcp://{host}:{match[3]}"
+    return two_ports(text, "pair", PORTS, "-L -R")
 
 
-class PairUplink:
-    """The thread that tells a ``PairedReceiver``; an :class:`~fitwire.train.uplink.Outlet`.
+class PairUplink(Outlet):
+    """The thread that tells a ``PairedReceiver``; an :class:`~fitwire.train.outlet.Outlet`.
 
     Args:
         address: See :func:`pair_addresses`.
@@ -82,62 +70,26 @@ class PairUplink:
         run: The run's name, the key ``run`` of every message.
     """
 
+    NAME = "pairlink"
+
     def __init__(self, address: str | None, warn: Callable[[str, str], None], *, run: str) -> None:
-        self.queue: deque[Record] = deque()
-        self.probe = Probe()
-        self._taken = 0
-        self.hurry = False
-        self.greeted = threading.Event()
         self._addresses = pair_addresses(address)
-        self.place = f"{self._addresses[0]},{self._addresses[1].rpartition(':')[2]}"
-        self._warn, self._run = warn, run
+        super().__init__(f"{self._addresses[0]},{self._addresses[1].rpartition(':')[2]}", warn)
+        self._taken = 0
+        self._run = run
         self._held: deque[Told | Mark] = deque()
         self._held_bytes = 0
         self._begin: Logs | None = None
         self._last: Logs = {}
         self._sender: PairedSender | None = None
         self._sent = self._dropped = 0
-        self._closing: float | None = None
         self._complete = False
-        self._thread: threading.Thread | None = None
-        # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
-        self._over = threading.Event()
-
-    def start(self) -> None:
-        """Begin the handshake; returns at once."""
-        self._thread = spawn("pairlink", self._work)
-
-    def close(self, status: str) -> Delivery:
-        """Send what is left, and stop; takes at most about two seconds."""
-        if self._closing is None:
-            self._closing = time.monotonic()
-        if self._thread is not None:
-            self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
-        return self.delivery()
-
-    def offer(self, nbytes: int) -> bool:
-        """Always: this wire keeps nothing."""
-        return True
 
     def delivery(self) -> Delivery:
         """How things stand; ``delivered`` is what was handed to the socket for a receiver that was there."""
         lost = sum(self._sender.dropped[why] for why in LOSSES) if self._sender is not None else 0
         left = sum(not isinstance(item, Mark) for item in list(self._held)) + len(self.queue)
         return Delivery(self._sent - lost, left, self._dropped + lost, self._complete)
-
-    def _work(self) -> None:
-        try:
-            self._sender = self._open()
-            if self._sender is not None:
-                self._converse(self._sender)
-        except Exception as error:  # a fault of ours must not end silently, nor reach the training
-            self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
-        finally:
-            while self._closing is None:
-                self._give_up()
-                time.sleep(LOOK)
-            self._give_up()
-            self._over.set()
 
     def _give_up(self) -> None:
         """Nothing is sent any more: hold what comes within the bound, and let nobody wait."""
@@ -160,7 +112,12 @@ class PairUplink:
                 time.sleep(LOOK)
         return None
 
-    def _converse(self, sender: PairedSender) -> None:
+    def _converse(self) -> None:
+        self._sender = self._open()
+        if self._sender is not None:
+            self._talk(self._sender)
+
+    def _talk(self, sender: PairedSender) -> None:
         met = False
         try:
             while not self._is_over():

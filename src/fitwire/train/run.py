@@ -44,13 +44,14 @@ from fitwire.protocol.commands import Request
 from fitwire.train import ending
 from fitwire.train.controls import Done
 from fitwire.train.mappings import Settable
+from fitwire.train.outlet import Delivery, Mark, Outlet, Record
 from fitwire.train.packer import Row
 from fitwire.train.pending import Pending
 from fitwire.train.settings import Settings, identify
 from fitwire.train.steering import Steered
 from fitwire.train.system import SystemGauges
 from fitwire.train.terminal import say
-from fitwire.train.uplink import Delivery, Mark, Outlet, Record, Uplink
+from fitwire.train.uplink import Uplink
 from fitwire.train.values import MAX_WHOLE, Late, as_array, as_number, as_whole, plain, plain_mapping, plain_text
 from fitwire.transport.address import resolve
 from fitwire.transport.process import generation, host_key, started_at

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -18,13 +17,11 @@ from fitwire.errors import DecodeError, LinkError
 from fitwire.events import Event, RunEnded, RunStarted
 from fitwire.protocol.commands import MAX_EXPIRES, Request, make_request
 from fitwire.sleap import Order, Show, parse_ports, read_order
-from fitwire.train.meter import Probe
+from fitwire.train.outlet import DRAIN, LOOK, NOBODY, Delivery, Mark, Outlet, Steered
 from fitwire.train.packer import Row
 from fitwire.train.pending import LateRow
-from fitwire.train.uplink import DRAIN, LOOK, NOBODY, Delivery, Mark, Record, Steered
 from fitwire.train.values import plain_text
 from fitwire.transport.lossviewer import TrainerEnd
-from fitwire.transport.process import spawn
 
 __all__ = ["SleapUplink", "sleap_addresses"]
 
@@ -47,8 +44,8 @@ def sleap_addresses(address: str | None) -> tuple[str, str]:
     return parse_ports(address if address is not None else os.environ.get("FITWIRE_ADDRESS"))
 
 
-class SleapUplink:
-    """The thread that tells a LossViewer; an :class:`~fitwire.train.uplink.Outlet`.
+class SleapUplink(Outlet):
+    """The thread that tells a LossViewer; an :class:`~fitwire.train.outlet.Outlet`.
 
     Args:
         address: See :func:`sleap_addresses`.
@@ -61,61 +58,27 @@ class SleapUplink:
         unknown: Commands that were not understood, counted by kind of fault.
     """
 
+    NAME = "sleaplink"
+
     def __init__(self, address: str | None, warn: Callable[[str, str], None], *, run: str, speaks: bool = True) -> None:
-        self.queue: deque[Record] = deque()
-        self.probe = Probe()
-        self.hurry = False
-        self.greeted = threading.Event()
+        self._addresses = sleap_addresses(address)
+        super().__init__(f"{self._addresses[0]},{self._addresses[1].rpartition(':')[2]}", warn)
         self.steered: Steered | None = None
         self.unknown: Counter[str] = Counter()
-        self._addresses = sleap_addresses(address)
-        self.place = f"{self._addresses[0]},{self._addresses[1].rpartition(':')[2]}"
-        self._warn, self._speaks = warn, speaks
+        self._speaks = speaks
         self._show = Show(name=run)
         self._marks: deque[Mark] = deque()
         self._frame: bytes | None = None
         self._next = 0.0
         self._taken = self._sent = 0
         self._client, self._orders = secrets.token_hex(16), 0
-        self._closing: float | None = None
         self._complete = False
-        self._thread: threading.Thread | None = None
-        # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
-        self._over = threading.Event()
-
-    def start(self) -> None:
-        """Begin to look for a window; returns at once."""
-        self._thread = spawn("sleaplink", self._work)
-
-    def close(self, status: str) -> Delivery:
-        """Say what is left, and stop; takes at most about two seconds."""
-        if self._closing is None:
-            self._closing = time.monotonic()
-        if self._thread is not None:
-            self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
-        return self.delivery()
-
-    def offer(self, nbytes: int) -> bool:
-        """Always: this wire keeps nothing."""
-        return True
 
     def delivery(self) -> Delivery:
         """How things stand; counted are messages to a window, which are fewer than records."""
         if not self._speaks:
             return Delivery(0, 0, 0, True)
         return Delivery(self._sent, self._show.waiting + (self._frame is not None) + len(self.queue), 0, self._complete)
-
-    def _work(self) -> None:
-        try:
-            self._converse()
-        except Exception as error:  # a fault of ours must not end silently, nor reach the training
-            self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
-        finally:
-            while self._closing is None:
-                self._give_up()
-                time.sleep(LOOK)
-            self._give_up()
-            self._over.set()
 
     def _give_up(self) -> None:
         """Nothing is said any more: let nobody wait."""

@@ -14,9 +14,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fitwire.events import Dropped, Event, Sample
 from fitwire.journal.layout import About, create, folder_name, journals_folder
@@ -24,21 +24,18 @@ from fitwire.protocol.blocks import LANES, RECORDS, Identity
 from fitwire.protocol.commands import Inbox, Request
 from fitwire.protocol.source import Source, State
 from fitwire.train.journal import Journal
-from fitwire.train.meter import Probe
+from fitwire.train.outlet import DRAIN, LOOK, NOBODY, Delivery, Mark, Outlet, Record, Steered
 from fitwire.train.packer import MAX_ROWS, Packer, Row
 from fitwire.train.pending import LateRow
 from fitwire.train.segments import Segments
 from fitwire.transport.address import Address
-from fitwire.transport.process import spawn
 from fitwire.transport.zmq import Dealer
 
 if TYPE_CHECKING:
     from fitwire.train.mapped import Ring
 
-__all__ = ["Delivery", "Mark", "Outlet", "Record", "Uplink", "shed"]
+__all__ = ["Uplink", "shed"]
 
-LOOK = 0.020
-"""Seconds between two looks at what was appended: no eye sees 20 ms, and 100 rows at a time pack cheapest."""
 ALONE = 1.0
 """The same while no hub is there and nothing is written: nobody waits, and fuller blocks take less memory."""
 AT_ONCE = 20_000
@@ -53,106 +50,12 @@ INCARNATIONS = 100
 """Process lives of one run and rank that may begin in one second."""
 MAX_QUEUE = 400_000
 """Records that may wait to be packed, some 150 MB: a loop that appends faster than this thread can pack."""
-DRAIN = 2.0
-"""Seconds that closing waits for a hub that is there."""
-NOBODY = 0.3
-"""Seconds that closing waits when no hub has answered yet: enough for one that is."""
 STONE = 4096
 """Records that one tombstone may stand for (``blocks.MAX_RECORDS``)."""
 
 
-@dataclass(slots=True)
-class Mark:
-    """Not a record: a place in the queue, told of when all before it is in the hub's store.
-
-    Attributes:
-        reached: Set when that is so, or when it never will be.
-        delivered: Which of the two.
-        heads: Per lane, the sequence number to be reached; None while the mark is in the queue.
-    """
-
-    reached: threading.Event
-    delivered: bool = False
-    heads: list[int] | None = None
-
-    def settle(self, delivered: bool) -> None:
-        """Tell whoever waits."""
-        self.delivered = delivered
-        self.reached.set()
-
-
-Record = Row | LateRow | Event | Mark
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What became of a run's records.
-
-    Attributes:
-        delivered: Records the hub has committed, or the receiver was sent.
-        left: Records accepted and not delivered.
-        dropped: Records given up under pressure.
-        complete: Whether the other end has confirmed the end.
-        kept: Of those left, how many are in the journal.
-        journal: Its folder; empty when there is none.
-    """
-
-    delivered: int
-    left: int
-    dropped: int
-    complete: bool
-    kept: int = 0
-    journal: str = ""
-
-
-class Steered(Protocol):
-    """Who is told of commands, on the I/O thread."""
-
-    def refusal(self, request: Request) -> str | None:
-        """Why a command cannot be carried out; None when it can."""
-        ...
-
-    def take(self, request: Request, refusal: str | None) -> None:
-        """Write down that a command came; carry it out at the next boundary, unless it was refused."""
-        ...
-
-
 def _refuse(request: Request) -> str:
     return "this training is not to be steered"
-
-
-class Outlet(Protocol):
-    """Where a run's records go, on whichever wire.
-
-    Attributes:
-        queue: The training thread appends here, and does nothing else.
-        hurry: Set with what should not wait long to be taken; a flag that is looked at, nobody is woken.
-        greeted: Set when the other end has answered.
-        place: Its address, for people.
-        probe: Takes the measure of what it costs.
-    """
-
-    queue: deque[Record]
-    probe: Probe
-    hurry: bool
-    greeted: threading.Event
-    place: str
-
-    def start(self) -> None:
-        """Begin to greet and send; returns at once."""
-        ...
-
-    def close(self, status: str) -> Delivery:
-        """Send what is left, say goodbye, stop, within about two seconds; again, to wait for what is left of them."""
-        ...
-
-    def delivery(self) -> Delivery:
-        """How things stand."""
-        ...
-
-    def offer(self, nbytes: int) -> bool:
-        """Whether there is room for a sample of that size, which will then be appended."""
-        ...
 
 
 def shed(queue: deque[Record]) -> list[Record]:
@@ -184,7 +87,7 @@ def _stones(count: int) -> list[Record]:
     return [Dropped(time=time.time(), count=n, what="metrics", reason="logged faster than can be sent") for n in sizes]
 
 
-class Uplink:
+class Uplink(Outlet):
     """The thread, and what others may know of it.
 
     Args:
@@ -201,6 +104,8 @@ class Uplink:
         steered: Who is told of commands; None to refuse them all.
     """
 
+    NAME = "uplink"
+
     def __init__(
         self,
         sender: Identity,
@@ -212,20 +117,14 @@ class Uplink:
         about: About | None = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.queue: deque[Record] = deque()
-        self.probe = Probe()
-        self.hurry = False
-        self.greeted = threading.Event()
-        self.place = address.text if address is not None else "its journal"
+        super().__init__(address.text if address is not None else "its journal", warn)
         self._about, self._folder = about, folder
         self._segments = Segments(self._make_folder) if about is not None else None
         self.backlog = Journal(sender, self._segments, warn) if journal is None else journal
         chance = random.Random()  # of our own: drawing from the user's would change their training
         self.source = Source(sender, hello, self.backlog, chance.random)
         self._packer = Packer(sender, self.backlog.append, lambda what, why: warn(f"refused {what}", f"{what}: {why}"))
-        self._address, self._warn = address, warn
-        self._closing: float | None = None
-        self._status = "finished"
+        self._address = address
         self._marks: list[Mark] = []
         self._shed = self._lost = self._taken = 0
         self._spared = self._kept = 0
@@ -237,9 +136,6 @@ class Uplink:
         self._inbox = Inbox(sender)
         self._served = time.monotonic()
         self._parted = False
-        self._thread: threading.Thread | None = None
-        # Not join: one that Ctrl-C ended takes the thread for stopped ever after (Python 3.11).
-        self._over = threading.Event()
 
     def keep_each(self) -> Ring:
         """Have each record kept within its call; to be called before :meth:`start`, from the training thread.
@@ -272,19 +168,6 @@ class Uplink:
                 self.source.sender = self._packer.sender = self.backlog.sender = self._inbox.sender = sender
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
-    def start(self) -> None:
-        """Begin to greet and send; returns at once."""
-        self._thread = spawn("uplink", self._work)
-
-    def close(self, status: str) -> Delivery:
-        """Send what is left, say goodbye, stop; takes at most about two seconds."""
-        if self._closing is None:
-            self._status = status
-            self._closing = time.monotonic()
-        if self._thread is not None:
-            self._over.wait(max(0.0, self._closing + DRAIN + 1.0 - time.monotonic()))
-        return self.delivery()
-
     def offer(self, nbytes: int) -> bool:
         """Whether there is room for a sample of that size; it is then waited for."""
         with self._offering:
@@ -307,23 +190,9 @@ class Uplink:
         complete = self.source.state is State.ENDED
         return Delivery(sum(have), left, dropped, complete, self._kept, self._where)
 
-    def _work(self) -> None:
-        try:
-            self._converse()
-        except Exception as error:  # a fault of ours must not end silently, nor reach the training
-            self._warn("uplink", f"fitwire stopped sending: {type(error).__name__}: {error}")
-        finally:
-            # Nothing is sent from here on; what still comes must not pile up.
-            while self._closing is None:
-                self._keep_for_later()
-                time.sleep(LOOK)
-            self._keep_for_later()
-            self._release()
-            self._put_away()
-            self._over.set()
-
     def _put_away(self) -> None:
         """The journal goes when the hub has confirmed the end; else it waits to be delivered."""
+        self._release()
         complete = self.source.state is State.ENDED
         if not complete:
             self.backlog.commit(self._taken if self.ring else 0, now=float("inf"))
@@ -504,7 +373,7 @@ class Uplink:
         patience = DRAIN if self.greeted.is_set() else NOBODY
         return now - self._closing > patience
 
-    def _keep_for_later(self) -> None:
+    def _give_up(self) -> None:
         """Write what was accepted into the journal, from which a courier takes it; without one it is lost."""
         try:
             while self._segments is not None and self.queue:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fitwire.errors import AddressError, StoreError
 from fitwire.transport.process import private_folder
 
-__all__ = ["Address", "data_folder", "default_address", "is_listened_at", "resolve"]
+__all__ = ["Address", "data_folder", "default_address", "is_listened_at", "resolve", "two_ports"]
 
 MAX_IPC_PATH = 107
 """Bytes of a Unix socket's path, the system's limit without the closing zero."""
@@ -127,6 +127,34 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def two_ports(text: str, wire: str, ports: tuple[int, int], forwards: str) -> tuple[str, str]:
+    """The two addresses of a wire that takes a port for each direction, as ZeroMQ writes them.
+
+    Args:
+        text: ``tcp://host:first,second``; empty for ``ports`` of this machine.
+        wire: What it is called, for the sentences.
+        ports: Those that are meant where none are given.
+        forwards: How ssh forwards each of the two, ``"-L -R"`` say.
+
+    Raises:
+        AddressError: Malformed, or beyond this machine: these sockets know no keys.
+    """
+    usual = "127.0.0.1:{},{}".format(*ports)
+    match = re.fullmatch(r"(?:tcp://)?([A-Za-z0-9._-]+):(\d{1,5}),(\d{1,5})", text or usual)
+    if match is None or not all(0 < int(port) < 65536 for port in match.groups()[1:]) or match[2] == match[3]:
+        raise AddressError(f'{text[:80]!r} is no address of wire="{wire}": write tcp://{usual}')
+    host = "127.0.0.1" if match[1] == "localhost" else match[1]
+    if not re.fullmatch(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}", host):
+        ssh = " ".join(
+            f"{how} {port}:127.0.0.1:{port}" for how, port in zip(forwards.split(), match.groups()[1:], strict=True)
+        )
+        raise AddressError(
+            f'{text[:80]}: wire="{wire}" knows no keys and stays on this machine; forward its ports over ssh instead, '
+            f"`ssh {ssh} HOST`"
+        )
+    return f"tcp://{host}:{match[2]}", f"tcp://{host}:{match[3]}"
 
 
 def resolve(address: str | Address | None = None) -> Address:
