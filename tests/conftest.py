@@ -7,9 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from fitwire.transport.address import Address, resolve
+
+if TYPE_CHECKING:
+    from fitwire.watch.hub import Hub
 
 # Said before any framework is imported, here or in a child: they read these once.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -40,3 +46,25 @@ def fitwire_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FITWIRE_DIR", str(folder))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def address(fitwire_dir: Path) -> Address:
+    """Where the hub of this test listens."""
+    return resolve(f"ipc://{fitwire_dir}/hub")
+
+
+@pytest.fixture
+def path(fitwire_dir: Path) -> Path:
+    """Its store."""
+    return fitwire_dir / "store.sqlite3"
+
+
+@pytest.fixture
+def hub(address: Address, path: Path) -> Iterator[Hub]:
+    """One in this process."""
+    from fitwire.watch.hub import Hub
+
+    made = Hub(address, path)
+    yield made
+    made.close()

@@ -16,22 +16,12 @@ from fitwire import Monitor, WatchedRun
 from fitwire.errors import EncodeError, LinkError, UsageError, WaitTimeout
 from fitwire.events import Described
 from fitwire.protocol.commands import EARLIER_LIFE, Request
-from fitwire.transport.address import Address, resolve
+from fitwire.transport.address import Address
 from fitwire.watch.commands import Outcome
 from helpers import until
 from puppet import applied, done, puppet
 from test_hub import start_hub
 from watching import ended, row, started
-
-
-@pytest.fixture
-def address(fitwire_dir: Path) -> Address:
-    return resolve(f"ipc://{fitwire_dir}/hub")
-
-
-@pytest.fixture
-def path(fitwire_dir: Path) -> Path:
-    return fitwire_dir / "store.sqlite3"
 
 
 @pytest.fixture(params=["hub", "joined"])

@@ -20,7 +20,7 @@ from fitwire.journal.layout import HAVE, About, encode_have, find_journals, read
 from fitwire.journal.reader import Journal
 from fitwire.protocol.blocks import BULK, RECORDS, Block, Identity, Kind, decode_message, encode_message
 from fitwire.protocol.blocks import Message as Said
-from fitwire.transport.address import Address, resolve
+from fitwire.transport.address import Address
 from fitwire.transport.zmq import Dealer, Router
 from fitwire.watch.hub import Hub
 from fitwire.watch.store import Store
@@ -32,11 +32,6 @@ from watching import RUN, block_of, ended, started
 
 LIFE = Identity(RUN, 1000, 0)
 """Of a run whose own blocks say who they are, for a hub."""
-
-
-@pytest.fixture
-def address(fitwire_dir: Path) -> Address:
-    return resolve(f"ipc://{fitwire_dir}/hub")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from fitwire.errors import DecodeError
 from fitwire.protocol.blocks import Buffer, Identity, Kind, Message, decode_message, encode_message
 from fitwire.protocol.commands import EARLIER_LIFE, Request, make_request
-from fitwire.transport.address import Address, resolve
+from fitwire.transport.address import Address
 from fitwire.watch.dispatch import MAX_ASKERS, Dispatch
 from fitwire.watch.hub import Hub
 from helpers import ME
@@ -182,11 +182,6 @@ def test_what_is_no_command_is_refused_before_it_is_held(spoil: dict[str, Any]) 
 
 
 # -- in a hub
-
-
-@pytest.fixture
-def address(fitwire_dir: Path) -> Address:
-    return resolve(f"ipc://{fitwire_dir}/hub")
 
 
 @pytest.fixture

@@ -38,11 +38,6 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.fixture
-def address(fitwire_dir: Path) -> Address:
-    return resolve(f"ipc://{fitwire_dir}/hub")
-
-
-@pytest.fixture
 def drainer(address: Address, fitwire_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drainer]:
     """One that looks when the test says so, beside a hub."""
     hub = Hub(address, fitwire_dir / "store.sqlite3", drain=False)

@@ -27,23 +27,6 @@ from watching import RUN, Teller, block_of, ended, keep, message_of, picture, ro
 
 
 @pytest.fixture
-def address(fitwire_dir: Path) -> Address:
-    return resolve(f"ipc://{fitwire_dir}/hub")
-
-
-@pytest.fixture
-def path(fitwire_dir: Path) -> Path:
-    return fitwire_dir / "store.sqlite3"
-
-
-@pytest.fixture
-def hub(address: Address, path: Path) -> Iterator[Hub]:
-    made = Hub(address, path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def follower(hub: Hub, address: Address) -> Iterator[Follower]:
     made = Follower(address)
     yield made

@@ -69,23 +69,6 @@ MAD: list[dict[str, Any]] = [
 """Parts of blocks that are whole, and say what nobody of ours would."""
 
 
-@pytest.fixture
-def address(fitwire_dir: Path) -> Address:
-    return resolve(f"ipc://{fitwire_dir}/hub")
-
-
-@pytest.fixture
-def path(fitwire_dir: Path) -> Path:
-    return fitwire_dir / "store.sqlite3"
-
-
-@pytest.fixture
-def hub(address: Address, path: Path) -> Iterator[Hub]:
-    made = Hub(address, path)
-    yield made
-    made.close()
-
-
 class Peer:
     """A bare socket at a hub, that says what it likes."""
 
