@@ -32,7 +32,7 @@ from watching import RUN, T0, Teller, block_of, ended, picture, row, started
 def room(fitwire_dir: Path) -> Iterator[Room]:
     made = Room(fitwire_dir / "store.sqlite3")
     yield made
-    made.store.close()
+    made.close()
 
 
 def ask(kind: Kind, body: dict[str, Any], *buffers: bytes, now: float = 1000.0) -> Question:

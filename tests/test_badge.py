@@ -6,6 +6,7 @@ import io
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from watching import RUN, Teller, block_of, ended, keep, message_of, row, starte
 def room(fitwire_dir: Path) -> Iterator[Room]:
     made = Room(fitwire_dir / "store.sqlite3")
     yield made
-    made.store.close()
+    made.close()
 
 
 def told(room: Room, kind: str) -> None:
@@ -84,7 +85,8 @@ def test_every_view_shows_the_same_badge(room: Room, kind: str, badge: str) -> N
     """The list, the page, the live frame, the notebook, JSON of each, a script, and the store's own line."""
     told(room, kind)
     store = room.path
-    (line,) = sqlite3.connect(store).execute("SELECT summary FROM runs").fetchone()
+    with closing(sqlite3.connect(store)) as db:
+        (line,) = db.execute("SELECT summary FROM runs").fetchone()
     with Monitor(str(store.parent / "nobody"), store=store, serve=False) as monitor:
         run = monitor.run("last")
         frame = Console(file=io.StringIO(), width=160, height=40)

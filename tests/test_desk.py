@@ -38,7 +38,7 @@ def room(path: Path) -> Iterator[Room]:
     made.state(after=1.0)
     made.save()
     yield made
-    made.store.close()
+    made.close()
 
 
 class Fake:

@@ -24,7 +24,7 @@ ANNA, BEN = "a" * 32, "b" * 32
 def room(fitwire_dir: Path) -> Iterator[Room]:
     made = Room(fitwire_dir / "store.sqlite3")
     yield made
-    made.store.close()
+    made.close()
 
 
 def command(number: int = 1, name: str = "set", client: str = ANNA, **more: Any) -> Command:

@@ -33,6 +33,7 @@ class Room:
     def __init__(self, path: Path, *, lazily: bool = False) -> None:
         self.path, self.now = path, 1000.0
         self.store = Store(path)
+        self._later: list[Room] = []
         self.roster = Roster()
         self.roster.load(self.store, self.now, lazily=lazily)
 
@@ -60,14 +61,21 @@ class Room:
     def again(self, *, lazily: bool = False) -> Room:
         """The next hub, with the same store."""
         self.store.close()
-        return Room(self.path, lazily=lazily)
+        self._later.append(Room(self.path, lazily=lazily))
+        return self._later[-1]
+
+    def close(self) -> None:
+        """Its store, and those of the hubs after it."""
+        for room in self._later:
+            room.close()
+        self.store.close()
 
 
 @pytest.fixture
 def room(fitwire_dir: Path) -> Iterator[Room]:
     made = Room(fitwire_dir / "store.sqlite3")
     yield made
-    made.store.close()
+    made.close()
 
 
 def named(number: int) -> Teller:
@@ -376,7 +384,6 @@ def test_the_next_hub_knows_what_the_last_one_knew(room: Room) -> None:
 
     assert states == ["running", "lost"]
     assert (line["name"], line["state"], line["complete"], line["settled"]) == ("run1", "finished", True, True)
-    later.store.close()
 
 
 def test_what_was_stored_after_the_last_line_was_saved_counts(room: Room) -> None:
@@ -389,7 +396,6 @@ def test_what_was_stored_after_the_last_line_was_saved_counts(room: Room) -> Non
 
     assert later.state() == "failed"
     assert later.roster.summary(RUN)["name"] == "wise-owl"
-    later.store.close()
 
 
 def test_revisions_grow_from_one_hub_to_the_next(room: Room) -> None:
@@ -404,7 +410,6 @@ def test_revisions_grow_from_one_hub_to_the_next(room: Room) -> None:
 
     assert [entry["id"] for entry in lines] == [RUN.hex()]
     assert revision >= lines[0]["revision"] > 2**62
-    later.store.close()
 
 
 def test_a_spoilt_line_does_not_keep_a_hub_from_opening(room: Room) -> None:
@@ -420,7 +425,6 @@ def test_a_spoilt_line_does_not_keep_a_hub_from_opening(room: Room) -> None:
 
     assert later.roster.summary(RUN)["name"] == "wise-owl"
     assert State(later.state()) is State.LOST
-    later.store.close()
 
 
 def test_a_line_is_unsaved_until_it_is_saved_as_it_is(room: Room) -> None:
@@ -479,7 +483,6 @@ def test_a_hub_opens_without_reading_what_has_ended(room: Room, monkeypatch: pyt
 
     assert len(later.roster.summaries()) == 300
     assert read == []
-    later.store.close()
 
 
 def long_run(room: Room, blocks: int = 10) -> Teller:
@@ -509,7 +512,6 @@ def test_a_hub_answers_before_it_has_read_what_goes_on(room: Room) -> None:
     assert history is not None
     assert history.curve("loss").steps.tolist() == list(range(10))
     assert [later.state(), later.state(after=11.0)] == ["running", "lost"]
-    later.store.close()
 
 
 @pytest.mark.parametrize("read", [0, 3, 9])
@@ -533,7 +535,6 @@ def test_what_comes_while_a_hub_still_reads_is_told_once_and_in_order(room: Room
     assert mine in (None, history)
     assert history.curve("loss").steps.tolist() == list(range(14))
     assert [later.state(after=1.0), later.state(after=8.0)] == ["running", "stalled"]
-    later.store.close()
 
 
 def test_who_asks_for_a_history_that_is_half_read_gets_all_of_it(room: Room) -> None:
@@ -544,7 +545,6 @@ def test_who_asks_for_a_history_that_is_half_read_gets_all_of_it(room: Room) -> 
 
     assert later.roster.loaded(later.store, RUN).curve("loss").steps.tolist() == list(range(10))
     assert not later.roster.catch_up(later.store, 3)
-    later.store.close()
 
 
 def test_news_are_the_lines_that_changed_since_in_order(room: Room) -> None:

@@ -25,7 +25,7 @@ from watching import RUN, Teller, ended, picture, row, started
 def room(fitwire_dir: Path) -> Iterator[Room]:
     made = Room(fitwire_dir / "store.sqlite3")
     yield made
-    made.store.close()
+    made.close()
 
 
 @pytest.fixture
