@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Threads that spin for each other on busy cores make a model of a few hundred weights a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A job in a shell's background, or under nohup, ignores these, and so would every program that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Two busy cores make any deadline a coin toss; on a build machine the same commit must give the same answer.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])

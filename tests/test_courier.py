@@ -22,6 +22,7 @@ from fitwire.protocol.blocks import BULK, RECORDS, Block, Identity, Kind, decode
 from fitwire.protocol.blocks import Message as Said
 from fitwire.transport.address import Address
 from fitwire.transport.zmq import Dealer, Router
+from fitwire.watch.audit import audit
 from fitwire.watch.hub import Hub
 from fitwire.watch.store import Store
 from fitwire.watch.stored import load_history
@@ -111,6 +112,22 @@ def test_what_a_hub_had_already_is_not_sent_again(hub: Hub, address: Address) ->
 
     assert (done.records, done.complete) == (9, True)
     assert stored(hub) == [(1, 1), (2, 4), (5, 8), (9, 13)]
+
+
+def test_what_its_trainer_delivered_and_trimmed_is_not_summed_wrongly(hub: Hub, address: Address) -> None:
+    """The usual end of a killed trainer: the hub has the beginning, the journal the last moments only."""
+    blocks = life(3, 4, 5)
+    deliver(write_journal(blocks[:2], LIFE), address)
+    rest = write_journal(blocks[1:], LIFE)
+    (rest / HAVE).write_bytes(encode_have((4, 0)))
+    done = deliver(rest, address)
+    store = Store(hub.store_path, write=False)
+    (report,) = audit(store, RUN)
+    end = store.ends(LIFE)[RECORDS]
+    store.close()
+
+    assert (done.records, done.complete) == (9, True)
+    assert (end.since, end.final, report.goodbye, report.sound) == (4, 13, True, True)
 
 
 def test_without_a_hub_it_is_left_in_a_bounded_time(address: Address) -> None:

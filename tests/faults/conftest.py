@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,9 @@ def figures(request: pytest.FixtureRequest, record_property: Any) -> Iterator[di
 @pytest.fixture
 def stage(fitwire_dir: Path, seed: int, figures: dict[str, Any]) -> Iterator[Stage]:
     """Processes that end with the test."""
-    former = signal.getsignal(signal.SIGINT)
-    if former is signal.SIG_IGN:
-        # A shell's job in the background ignores Ctrl-C, and so would the programs that it starts.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     made = Stage(fitwire_dir, seed, figures)
     yield made
     made.close()
-    signal.signal(signal.SIGINT, former)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

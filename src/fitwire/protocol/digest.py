@@ -34,7 +34,7 @@ class RollingSum:
     """Of one lane, over the blocks that a hub has committed.
 
     Attributes:
-        since: Sequence number after which it begins: 0, unless what was before went to another store.
+        since: Sequence number after which it begins: 0, unless what was before is gone, or is another store's.
         upto: Sequence number of the last record that is in it.
         value: It.
     """
@@ -51,8 +51,9 @@ class RollingSum:
             self._sent.append((block.first, block.count, checksum_of(block)))
 
     def begin_after(self, upto: int) -> None:
-        """What is before lies in another store: this hub's begins behind it."""
-        self._sent.clear()
+        """What is before cannot be summed, e.g. as it lies in another store: this hub's begins behind it."""
+        while self._sent and self._sent[0][0] <= upto:
+            self._sent.popleft()
         self.since = self.upto = upto
         self.value = 0
 

@@ -162,6 +162,7 @@ class Sink:
 
     def _on_hello(self, message: Message, frames: Sequence[Buffer], now: float) -> None:
         self._chunks = [None for _ in LANES]  # it starts such a block anew
+        self.final = self.digest = None  # and says goodbye anew: another process may go on where one has ended
         credit = {"bytes": self._credit[0], "records": self._credit[1]}
         body = {"nonce": message.body.get("nonce"), "credit": credit, "beat": self._beat}
         self._say(Kind.WELCOME, body | self._places(), now)

@@ -302,7 +302,8 @@ class Source:
                 self._window = int(min(max(self._window * factor, LEAST_WINDOW), self._credit_bytes))
 
     def _trim(self, index: int, upto: int) -> None:
-        self._sums[index].settle(upto, lambda seq: self.backlog.read(index, seq))
+        first = self.backlog.first(index)  # what an earlier process has trimmed can be summed by nobody any more
+        self._sums[index].settle(upto, lambda seq: self.backlog.read(index, seq) if seq >= first else None)
         self.backlog.trim(index, upto)
 
     def _on_pong(self, message: Message, now: float) -> None:

@@ -512,14 +512,14 @@ class Hub:
 
     def _serve(self, link: _Link, now: float) -> None:
         sink = link.sink
+        if sink.complete and not link.bye:
+            link.bye = True
+            self._keep_end(sink)  # before it is told that all is kept
+            self.roster.completed(sink.sender, sink.status)
+            self._saved = -1e9  # what is complete is to be so for the next hub too
         for message in sink.due(now):
             if self._send(link.peer, message) is Sent.GONE:
                 self._set_up(link, False, now)
-        if sink.complete and not link.bye:
-            link.bye = True
-            self._keep_end(sink)
-            self.roster.completed(sink.sender, sink.status)
-            self._saved = -1e9  # what is complete is to be so for the next hub too
         if now - link.looked >= LOOK_AFTER and now - sink.heard >= LOOK_AFTER and not link.bye:
             link.looked = now
             self._ask_after(link, now)

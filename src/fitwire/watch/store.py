@@ -107,7 +107,7 @@ class End:
 
     Attributes:
         final: Its last sequence number.
-        since: Sequence number after which the checksum begins: 0, unless what was before went to another store.
+        since: Sequence number after which the checksum begins: 0, unless what was before is gone, or another store's.
         digest: Rolling checksum of its blocks; see ``protocol.digest``.
         status: How it ended; ``"lost"`` from a courier whose trainer said nothing.
     """
