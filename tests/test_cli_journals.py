@@ -80,10 +80,20 @@ def test_sync_says_of_each_journal_what_became_of_it(fitwire_dir: Path) -> None:
 
     assert result.exit_code == 0
     assert sorted(result.stdout.splitlines()) == [
-        "broken rank 3: 5 records delivered, 3 lost to damage on disk, marked as such, met 1 damaged",
+        "broken rank 3: 2 records delivered, 3 lost to damage on disk, marked as such, met 1 damaged",
         "fox: 5 records delivered",
     ]
     assert list(find_journals()) == []
+
+
+def test_sync_tells_a_wrong_folder_from_an_empty_one(tmp_path: Path) -> None:
+    """Where no journal ever was, nothing was delivered either."""
+    (tmp_path / "runs" / "journals").mkdir(parents=True)
+    wrong = fitwire_says("sync", str(tmp_path))
+
+    assert wrong.exit_code == 2
+    assert "is no data folder and no journal: pass what the training was given as dir=" in wrong.stderr
+    assert "everything was delivered" in fitwire_says("sync", str(tmp_path / "runs")).stderr
 
 
 def test_sync_reads_a_copy_from_another_machine(tmp_path: Path) -> None:

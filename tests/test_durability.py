@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fitwire.errors import AddressError
 from fitwire.events import Dropped, Event, Log, MetricRows, Metrics, RunEnded, Sample, decode_events, explode
 from fitwire.journal.layout import find_journals, read_about
 from fitwire.journal.reader import Journal
@@ -64,6 +65,22 @@ def test_offline_a_run_looks_for_nobody_and_leaves_all_of_it_on_disk(capsys: pyt
     assert isinstance(events[-1], RunEnded) and events[-1].status == "finished"
     assert [type(event) for event in told(path, BULK)] == [Sample]
     assert f"wait in {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["/dev/null", "x" * 100])
+def test_without_any_folder_a_run_trains_on(
+    where: str, fitwire_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody asked for the default one, so that it cannot be made or is too long ends no training; strict says no."""
+    monkeypatch.setenv("FITWIRE_DIR", str(fitwire_dir / where))
+    with started() as run:
+        run.log({"loss": 1.0})
+    said = capsys.readouterr().err
+
+    assert "set FITWIRE_DIR to " in said and "training on, and no hub is told" in said
+    assert ("lost" in said) is (where == "/dev/null")
+    with pytest.raises(AddressError):
+        started(strict=True)
 
 
 def test_a_delivered_run_leaves_nothing_on_disk() -> None:

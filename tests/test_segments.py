@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,28 @@ def test_files_that_somebody_deletes_are_missed(segments: Segments) -> None:
     segment.path.unlink()
     assert segments.vanished()
     segments.start_anew()
-    segments.write(RECORDS, [[b"x"]])
+    ((other, at),) = segments.write(RECORDS, [[b"y"]])
 
     assert not segments.vanished()
     assert files(segments) == ["0-000002.fwj"]
+    assert (other, segments.read(segment, 0, 1), segments.read(other, at, 1)) == (segment, b"x", b"y")
+    assert segment.path.read_bytes()[:2] == b"xy"
+
+
+def test_what_cannot_be_written_again_can_be_read_to_the_end(segments: Segments, tmp_path: Path) -> None:
+    """Its process has the file open, and sends from it; what comes next waits for a disk that takes it."""
+    ((segment, _),) = segments.write(RECORDS, [[b"x"]])
+    shutil.rmtree(segment.path.parent)
+    (tmp_path / "journal").touch()
+    segments.start_anew()
+
+    assert segment.lost and segments.read(segment, 0, 1) == b"x"
+    with pytest.raises(OSError):
+        segments.write(RECORDS, [[b"y"]])
+    (tmp_path / "journal").unlink()
+    (tmp_path / "journal").mkdir()
+    segments.write(RECORDS, [[b"y"]])
+    assert len(files(segments)) == 1
 
 
 def test_closing_keeps_what_was_written_and_gives_back_the_rest(segments: Segments) -> None:

@@ -60,6 +60,8 @@ def sync(
     place = resolve(address)
     found = list(find_journals(folder))
     if not found:
+        if folder and not _had_journals(folder):
+            raise UsageError(f"{folder} is no data folder and no journal: pass what the training was given as dir=")
         where = f"in {folder}" if folder else "here"
         click.echo(as_json([]) if as_json_ else f"no journal {where}: everything was delivered", err=not as_json_)
         return
@@ -75,6 +77,10 @@ def sync(
     if as_json_:
         click.echo(as_json(told))
     ctx.exit(FAILED if left else 0)
+
+
+def _had_journals(folder: Path) -> bool:
+    return folder.name == "journals" or any((folder / name).exists() for name in ("journals", "store.sqlite3"))
 
 
 @contextlib.contextmanager
@@ -111,7 +117,7 @@ def _one(path: Path, place: Address, keep: bool, timeout: float) -> tuple[dict[s
         return line | {"why": str(error)}, False
     if done is None:
         return line | {"outcome": "delivered", "why": "by the hub itself"}, True
-    line |= {"run": done.name, "records": done.records, "left": done.left, "lost": done.lost,
+    line |= {"run": done.name, "records": max(done.records - done.lost, 0), "left": done.left, "lost": done.lost,
              "faults": dict(done.faults), "why": done.why}  # fmt: skip
     if done.complete and written and not keep:
         line["why"] = f"kept: something was written to it {age(path):.0f} s ago, on another machine"

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, cast, get_args
 
 from fitwire._version import __version__
-from fitwire.errors import HandshakeTimeout, UsageError
+from fitwire.errors import AddressError, HandshakeTimeout, UsageError
 from fitwire.events import (
     MAX_NAME,
     Alert,
@@ -53,7 +53,7 @@ from fitwire.train.system import SystemGauges
 from fitwire.train.terminal import say
 from fitwire.train.uplink import Uplink
 from fitwire.train.values import MAX_WHOLE, Late, as_array, as_number, as_whole, plain, plain_mapping, plain_text
-from fitwire.transport.address import resolve
+from fitwire.transport.address import Address, resolve
 from fitwire.transport.process import generation, host_key, started_at
 
 __all__ = ["Run"]
@@ -198,7 +198,7 @@ class Run(Steered):
             "world_size": size, "fitwire": __version__, "durability": settings.durability, "can": [],
         }  # fmt: skip
         about = About(sender, hello, settings.durability, keeper_of(os.environ.get("FITWIRE_KEEPER")))
-        address = None if settings.mode == "offline" else resolve(settings.address)
+        address = None if settings.mode == "offline" else self._hub_address()
         uplink = Uplink(sender, hello, address, self._warn, about=about, folder=settings.dir)
         uplink.steered = self
         if address is not None and self._may_go_on:
@@ -206,6 +206,16 @@ class Run(Steered):
 
             deliver_former(sender, address, uplink.greeted, lambda: self.status is not None, settings.dir)
         return uplink
+
+    def _hub_address(self) -> Address | None:
+        try:
+            return resolve(self.settings.address)
+        except AddressError as error:
+            if self._strict or self.settings.address or os.environ.get("FITWIRE_ADDRESS"):
+                raise
+            # Nobody asked for that folder: a full or read-only disk is no reason not to train.
+            self._warn("address", f"{error}; training on, and no hub is told")
+            return None
 
     def _await(self, outlet: Outlet, wait: float) -> None:
         if wait <= 0 or outlet.greeted.wait(wait):

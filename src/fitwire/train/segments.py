@@ -27,6 +27,8 @@ FIRST = (2**20, 4 * 2**20)
 LARGEST = (16 * 2**20, 32 * 2**20)
 MANY_PIECES = 512
 """Buffers in one call; the system allows 1024."""
+COPIED = 2**20
+"""Bytes at a time of a file that is written once more."""
 JOINED = 2**14
 """Buffers smaller than this are joined: a copy costs less than a place in the call."""
 
@@ -135,13 +137,10 @@ class Segments:
         held = self._held[lane]
         if held and held[-1].end + needed <= held[-1].size:
             return held[-1]
-        folder = self.open()
         opening = self.first_entry(lane) or b""
         needed += len(opening)
         size = max(min(self._sizes[lane], self.largest[lane]), needed)
-        path = folder / segment_name(lane, next(self._numbers[lane]))
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        handle = os.open(path, flags, 0o600)
+        path, handle = self._create(lane)
         try:
             size = self._set_aside(handle, size, needed)
             if opening:
@@ -212,14 +211,42 @@ class Segments:
         return any(not segment.lost and os.fstat(segment.handle).st_nlink == 0 for segment in current)
 
     def start_anew(self) -> None:
-        """Write no more to the segments there are; the next entry makes a folder and a file of its own."""
+        """What is written to was deleted: make a folder anew, and write to it once more what is still needed.
+
+        What the disk refuses of it can be read on, until this process ends.
+        """
         self.path = None
-        for held in self._held:
-            if held:
-                held[-1].end, held[-1].lost = held[-1].size, True
         if self._have is not None:
             os.close(self._have)
             self._have = None
+        for held in self._held:
+            for segment in held:
+                try:
+                    if segment.live > 0 and os.fstat(segment.handle).st_nlink == 0:
+                        self._write_again(segment)
+                except OSError:
+                    segment.lost = True
+            if held and (held[-1].lost or held[-1].live <= 0):
+                held[-1].end, held[-1].lost = held[-1].size, True
+
+    def _write_again(self, segment: Segment) -> None:
+        path, handle = self._create(segment.lane)
+        try:
+            size = self._set_aside(handle, segment.size, segment.end)
+            for at in range(0, segment.end, COPIED):
+                part = self.read(segment, at, min(COPIED, segment.end - at))
+                _write_at(handle, [part], at, len(part))
+        except OSError:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            raise
+        os.close(segment.handle)
+        segment.path, segment.handle, segment.size = path, handle, size
+
+    def _create(self, lane: int) -> tuple[Path, int]:
+        path = self.open() / segment_name(lane, next(self._numbers[lane]))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        return path, os.open(path, flags, 0o600)
 
     def note_have(self, have: tuple[int, int]) -> None:
         """Note up to where a hub has acknowledged each lane.

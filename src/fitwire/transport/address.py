@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import socket
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def _runtime_folder() -> Path:
     import platformdirs
 
     try:
-        return private_folder(platformdirs.user_runtime_path("fitwire"))
+        with warnings.catch_warnings():  # that XDG_RUNTIME_DIR is not set: under Slurm and cron it never is
+            warnings.simplefilter("ignore")
+            folder = platformdirs.user_runtime_path("fitwire")
+        return private_folder(folder)
     except OSError:
         import tempfile  # here, because it loads compressors into every training
 
