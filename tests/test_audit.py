@@ -182,4 +182,7 @@ def test_a_store_of_before_has_no_ends(tmp_path: Path) -> None:
     assert all(report.sound for report in audit(store, RUN))
     store.close()
     Store(tmp_path / "store.sqlite3").close()
-    assert Store(tmp_path / "store.sqlite3", write=False).ends(LIFE) == {}
+    store = Store(tmp_path / "store.sqlite3", write=False)
+
+    assert store.ends(LIFE) == {}
+    store.close()
