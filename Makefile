@@ -28,8 +28,8 @@ test: test-frameworks test-core
 # Everything, once, on the main interpreter; the Keras door again on each other backend.
 test-frameworks: .venv/.ready
 	$(BIN)/python -m pytest -q -n $(JOBS) tests
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q tests/test_keras.py
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q tests/test_keras.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q tests/test_keras.py tests/test_keras_steering.py
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q tests/test_keras.py tests/test_keras_steering.py
 
 # The core on every other Python that is installed.
 test-core: .venv/.ready

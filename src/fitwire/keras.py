@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 from fitwire.errors import UsageError
+from fitwire.keras_controls import Steering, hold_state, own_optimizers, surroundings
 from fitwire.train.run import Run
 from fitwire.train.samples import SamplePlan, interval, kept
 from fitwire.train.settings import Durability, Mode, Resume, Settings, Wire
@@ -47,6 +48,7 @@ class _Fit:
         epochs: In all, as ``fit`` was asked.
         batches: In an epoch, or ``UNKNOWN``.
         finalizer: Ends the run if ``fit`` goes away without a word; None when its callback list was not found.
+        steering: Does what watchers ask; None where a model of another kind does not allow it.
         epoch: The one that goes on; -1 before the first.
         base: Steps done when it began.
         done: Steps done so far.
@@ -55,7 +57,7 @@ class _Fit:
         examples: Seen in this epoch; None when that is not known.
         began: Monotonic time when the epoch's first batch began.
         ended: Monotonic time when its last batch ended.
-        paused: Seconds of it spent on samples.
+        paused: Seconds of it spent on samples, and on what watchers asked for.
         sent: Names that were sent at the last epoch's end.
         logs: That epoch's logs, to which callbacks behind this one may have added.
         totals: As last told.
@@ -65,6 +67,7 @@ class _Fit:
     epochs: int
     batches: int
     finalizer: Any = None
+    steering: Steering | None = None
     epoch: int = -1
     base: int = 0
     done: int = 0
@@ -104,7 +107,7 @@ class ZMQProgress(keras.callbacks.Callback):
         dir: Folder for the journal, in which records wait for a hub; None for the data folder.
         wire: ``"fw"``; ``"pair"`` for a ``PairedReceiver``; ``"sleap"`` for SLEAP's LossViewer.
         wait: Seconds to wait for a hub before training without one.
-        control: Whether watchers may steer; what they ask of this callback is refused in this version.
+        control: Whether watchers may steer: stop, pause, set the learning rate, save a checkpoint, ask for a sample.
         strict: Raise on what cannot be sent, and when ``wait`` ends without a hub, instead of warning.
         durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
             nothing, for a microsecond or two more a call.
@@ -201,7 +204,9 @@ class ZMQProgress(keras.callbacks.Callback):
         if settings.mode == "disabled":
             return
         self.run.status_at_exit = "interrupted"
-        fit.finalizer = _when_abandoned(self.run)
+        callbacks, validates = surroundings()
+        fit.finalizer = _when_abandoned(self.run, callbacks)
+        fit.steering = _found(lambda model: self._steering(fit, model, callbacks, validates), model)
         self._fit = fit
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -221,8 +226,12 @@ class ZMQProgress(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Always on the main thread, and between two steps: the one place to act.
-        fit, plan = self._fit, self._plan
-        if plan is not None and fit is not None and plan.due(fit.done, fit.sampled):
+        fit, plan, run = self._fit, self._plan, self.run
+        if fit is None:
+            return
+        if run is not None and run.wants_attention:
+            self._obey(fit, run)
+        if plan is not None and plan.due(fit.done, fit.sampled):
             self._sample(fit, plan)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -264,6 +273,8 @@ class ZMQProgress(keras.callbacks.Callback):
         plan = self._plan
         if plan is not None and (plan.every is None or plan.due(fit.done, fit.sampled)):
             self._sample(fit, plan)
+        if fit.steering is not None:
+            fit.steering.epoch_ended(model)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         fit, run = self._fit, self.run
@@ -300,8 +311,23 @@ class ZMQProgress(keras.callbacks.Callback):
             fit.totals = totals
             self.run.describe(totals=totals)
 
-    def _sample(self, fit: _Fit, plan: SamplePlan) -> None:
-        began = time.monotonic()
+    def _steering(self, fit: _Fit, model: Any, callbacks: Any, validates: bool) -> Steering:
+        plan, saver = self._plan, None
+        for callback in () if callbacks is None else callbacks.callbacks:
+            saver = callback if isinstance(callback, keras.callbacks.ModelCheckpoint) else saver
+        sample = None if plan is None else lambda: self._sample(fit, plan)
+        return Steering(cast(Run, self.run), model, self._whole_model, sample, saver, validates)
+
+    def _obey(self, fit: _Fit, run: Run) -> None:
+        began, before = time.monotonic(), fit.paused
+        if fit.steering is not None:
+            fit.steering.epoch, fit.steering.step = fit.epoch, fit.done
+        run.apply()
+        fit.paused = before + time.monotonic() - began
+
+    def _sample(self, fit: _Fit, plan: SamplePlan) -> str:
+        """Make one and send it; gives why it could not be made."""
+        began, why = time.monotonic(), ""
         fit.sampled = fit.done
         run = cast(Run, self.run)
         model = self._whole_model()  # fit takes the state up again before the batch
@@ -319,27 +345,23 @@ class ZMQProgress(keras.callbacks.Callback):
         except Exception as error:
             if self._settings.strict:
                 raise
-            run._warn("sample", f"no sample: {type(error).__name__}: {str(error)[:300]}")  # pyright: ignore[reportPrivateUsage]
+            why = f"{type(error).__name__}: {str(error)[:300]}"
+            run._warn("sample", f"no sample: {why}")  # pyright: ignore[reportPrivateUsage]
         fit.paused += time.monotonic() - began
+        return why
 
 
-def _when_abandoned(run: Run) -> Any:
-    """End ``run`` as failed when the callback list of the calling ``fit`` goes away.
+def _when_abandoned(run: Run, callbacks: Any) -> Any:
+    """End ``run`` as failed when the callback list of its ``fit`` goes away.
 
     No hook is called when ``fit`` raises. If nobody catches the exception, ``sys.excepthook`` comes first, with the
     traceback; if somebody does, the list is all that tells.
     """
-    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    for _ in range(20):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
-            finalizer = weakref.finalize(owner, _abandoned, run)
-            finalizer.atexit = False
-            return finalizer
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return None
+    if callbacks is None:
+        return None
+    finalizer = weakref.finalize(callbacks, _abandoned, run)
+    finalizer.atexit = False
+    return finalizer
 
 
 def _abandoned(run: Run) -> None:
@@ -372,16 +394,7 @@ def _state_kept(model: Any) -> Generator[None]:
         for variable, old in zip(states, before, strict=True):
             if as_array(variable.value).tobytes() != old.tobytes():
                 variable.assign(old)
-        if hasattr(model, "_jax_state_synced"):
-            # predict() leaves nothing here. Fit then takes the state off the model for a batch that never comes, when
-            # the data end where nobody knew, and has no other place to bring it back from: the weights would be gone.
-            whole = {
-                "trainable_variables": model.trainable_variables,
-                "non_trainable_variables": model.non_trainable_variables,
-                "optimizer_variables": model.optimizer.variables,
-                "metrics_variables": model.metrics_variables,
-            }
-            model._jax_state = {kind: [v.value for v in variables] for kind, variables in whole.items()}
+        hold_state(model)  # predict() leaves nothing there
 
 
 def _found(look: Callable[[Any], Any], model: Any) -> Any:
@@ -416,19 +429,9 @@ def _totals(fit: _Fit) -> dict[str, int | None]:
     return {"epochs": fit.epochs, "steps_per_epoch": fit.batches, "steps": steps}
 
 
-def _own_optimizers(model: Any) -> dict[str, Any]:
-    """By attribute: one for most models, several e.g. for a generator and its critic."""
-    kind = cast(Any, keras).optimizers.Optimizer
-    everything = cast("dict[str, Any]", vars(model))
-    found = {name: value for name, value in everything.items() if isinstance(value, kind)}
-    if len(found) > 1 and "optimizer" in found and not found["optimizer"].built:
-        del found["optimizer"]  # compile()'s default, which a model with optimizers of its own never uses
-    return found
-
-
 def _learning_rates(model: Any) -> dict[str, float]:
     rates: dict[str, float] = {}
-    for name, optimizer in _own_optimizers(model).items():
+    for name, optimizer in own_optimizers(model).items():
         rate = optimizer.learning_rate  # a variable, or what a schedule makes of the step
         rates[name] = float(as_array(getattr(rate, "value", rate)))
     if len(rates) == 1:
@@ -479,7 +482,7 @@ def _summary(model: Any) -> dict[str, Any]:
 
 
 def _optimizers(model: Any) -> Any:
-    found = {name: {"class": type(o).__name__, **_simple(o.get_config())} for name, o in _own_optimizers(model).items()}
+    found = {name: {"class": type(o).__name__, **_simple(o.get_config())} for name, o in own_optimizers(model).items()}
     return next(iter(found.values())) if len(found) == 1 else found or None
 
 
