@@ -371,6 +371,6 @@ def test_what_was_asked_and_what_became_of_it_is_one_line_each() -> None:
     refused = CommandDone(client="ab", number=2, name="stop\x1b[2J", status="refused", reason="not\x1b[2J allowed")
 
     assert "asked by me@here: set" in event_line(asked) and "0.1" in event_line(asked)
-    assert event_line(done).endswith("applied by me@here: set 1 → 0.1")
+    assert event_line(done).endswith("set by me@here applied at step 8: 1 → 0.1")
     assert "refused" in event_line(refused) and "\x1b" not in event_line(refused)
     assert event_json(done)["event"] == "command_done"

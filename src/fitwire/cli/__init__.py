@@ -26,6 +26,13 @@ COMMANDS = {
     "tail": "look",
     "get": "look",
     "wait": "wait",
+    "stop": "ask",
+    "set": "ask",
+    "checkpoint": "ask",
+    "pause": "ask",
+    "unpause": "ask",
+    "sample": "ask",
+    "do": "ask",
     "sync": "sync",
     "verify": "verify",
     "doctor": "doctor",
@@ -43,7 +50,8 @@ class _Lazy(Sentences):
         where = COMMANDS.get(cmd_name)
         if where is None:
             return None
-        found: click.Command = getattr(import_module(f"fitwire.cli.{where}"), cmd_name)
+        attribute = "set_" if cmd_name == "set" else cmd_name
+        found: click.Command = getattr(import_module(f"fitwire.cli.{where}"), attribute)
         return found
 
 

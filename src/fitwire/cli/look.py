@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.table import Table
@@ -13,12 +14,14 @@ from rich.text import Text
 
 from fitwire.cli.shared import (
     address_option,
+    argument_text,
     as_json,
     console,
     event_json,
     event_line,
     json_option,
     meter_json,
+    outcome_text,
     run_json,
     short_ids,
     store_option,
@@ -30,10 +33,14 @@ from fitwire.views import panels
 from fitwire.views.display import NAME, display, display_lines, display_value, number
 from fitwire.views.text import how_far, state_text
 from fitwire.watch.branches import Gap
+from fitwire.watch.commands import CommandRecord
 from fitwire.watch.monitor import Monitor, WatchedRun
 from fitwire.watch.states import State
 
 __all__ = ["get", "ls", "show", "tail"]
+
+SHOWN_COMMANDS = 20
+"""Of what was asked of a run, the last that are shown; --json has all."""
 
 
 @click.command()
@@ -113,6 +120,7 @@ def _all_of(run: WatchedRun) -> dict[str, object]:
         "traceback": run.traceback, "config": run.config, "summary": run.summary, "info": run.info,
         "metrics": run.metrics, "gauges": run.gauges, "latest": latest, "samples": samples, "meter": meter_json(run),
         "branches": [asdict(branch) for branch in run.branches], "gaps": [asdict(gap) for gap in run.gaps],
+        "controls": run.controls, "commands": [asdict(command) for command in run.commands],
     }  # fmt: skip
 
 
@@ -154,9 +162,43 @@ def _print_run(run: WatchedRun) -> None:
         samples = run.samples(name)
         arrays = ", ".join(f"{key} {list(shape)}" for key, (_, shape) in samples[-1].shapes.items())
         line("sample", f"{name}: {len(samples)} times, {arrays}")
+    if not run.ended:
+        _print_controls(grid, run.controls)
+    _print_commands(grid, run.commands)
     out.print(grid)
     for text in display_lines(run.traceback):
         out.print(Text(text, style="red"))
+
+
+def _print_controls(grid: Table, controls: Mapping[str, Any]) -> None:
+    """What may be asked of it: the knobs with their values, the actions, the commands."""
+    by_kind: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, spec in controls.items():
+        by_kind.setdefault(str(spec.get("kind")), []).append((name, spec))
+    for index, (name, spec) in enumerate(by_kind.get("knob", [])):
+        text = Text(f"{display(name, NAME)}  ").append(display_value(spec.get("value"), 300))
+        grid.add_row(Text("knobs" if index == 0 else ""), text.append(_bounds(spec)))
+    for kind, label in (("action", "actions"), ("command", "obeys")):
+        if kind in by_kind:
+            grid.add_row(Text(label), Text(", ".join(display(name, NAME) for name, _ in by_kind[kind])))
+
+
+def _bounds(spec: Mapping[str, Any]) -> str:
+    if spec.get("choices"):
+        return f"  one of {display_value(spec['choices'], 300)}"
+    low, high = spec.get("low"), spec.get("high")
+    told = ([] if low is None else [f"from {display_value(low)}"]) + (
+        [] if high is None else [f"to {display_value(high)}"]
+    )
+    return f"  {' '.join(told)}" if told else ""
+
+
+def _print_commands(grid: Table, commands: Sequence[CommandRecord]) -> None:
+    """What was asked of it, by whom, and what became of it: the last ones."""
+    for index, command in enumerate(commands[-SHOWN_COMMANDS:]):
+        text = f"{when(command.asked)}  {display(command.what, NAME)} {argument_text(command.arguments)}".rstrip()
+        who = f" by {display(command.who, NAME)}" if command.who else ""
+        grid.add_row(Text("asked" if index == 0 else ""), Text(f"{text}{who}: {outcome_text(command)}"))
 
 
 def _gap(gap: Gap) -> str:

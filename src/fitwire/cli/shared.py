@@ -32,16 +32,19 @@ from fitwire.views.display import NAME, display, display_value, number
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fitwire.watch.commands import CommandRecord, Outcome
     from fitwire.watch.monitor import WatchedRun
 
 __all__ = [
     "address_option",
+    "argument_text",
     "as_json",
     "console",
     "event_json",
     "event_line",
     "json_option",
     "meter_json",
+    "outcome_text",
     "run_json",
     "short_ids",
     "store_option",
@@ -166,7 +169,7 @@ def _values(event: Metrics) -> str:
 
 def _metrics(event: Metrics) -> str:
     if event.per != "time":
-        return f"step {(event.step or 0):,}  {_values(event)}"
+        return f"step {(event.step or 0) + 1:,}  {_values(event)}"
     meter = Meter.of_gauges(lambda name: event.values.get(name, math.nan))
     machine = {name: value for name, value in event.values.items() if not name.startswith(PREFIX)}
     told = [_values(replace(event, values=machine))] if machine else []
@@ -190,18 +193,25 @@ def _by(event: Command | CommandDone) -> str:
     return f" by {display(event.author, NAME)}" if event.author else ""
 
 
-def _arguments(arguments: Mapping[str, Any]) -> str:
+def argument_text(arguments: Mapping[str, Any]) -> str:
+    """What a command was asked with; empty for nothing."""
     return display_value(arguments) if arguments else ""
 
 
-def _change(event: CommandDone) -> str:
+def outcome_text(told: CommandDone | Outcome | CommandRecord) -> str:
+    """What became of a command, in a line; steps count from 1."""
+    where = "" if told.step is None else f" at step {told.step + 1:,}"
+    return f"{told.status}{where}{_change(told)}{_why(told)}"
+
+
+def _change(event: CommandDone | Outcome | CommandRecord) -> str:
     if event.before is None and event.after is None:
         return ""
     before = "" if event.before is None else f"{display_value(event.before)} → "
-    return f" {before}{display_value(event.after)}"
+    return f": {before}{display_value(event.after)}"
 
 
-def _why(event: CommandDone) -> str:
+def _why(event: CommandDone | Outcome | CommandRecord) -> str:
     return f" ({display(event.reason)})" if event.reason else ""
 
 
@@ -215,6 +225,6 @@ _SAYS: dict[type[Any], Callable[[Any], str]] = {
     Alert: lambda e: f"{e.level}! {display(e.title)}{': ' if e.text else ''}{display(e.text)}",
     RunEnded: _end,
     Dropped: lambda e: f"{e.count:,} {display(e.what, NAME)} dropped: {display(e.reason)}",
-    Command: lambda e: f"asked{_by(e)}: {display(e.name, NAME)} {_arguments(e.arguments)}".rstrip(),
-    CommandDone: lambda e: f"{e.status}{_by(e)}: {display(e.name, NAME)}{_change(e)}{_why(e)}",
+    Command: lambda e: f"asked{_by(e)}: {display(e.name, NAME)} {argument_text(e.arguments)}".rstrip(),
+    CommandDone: lambda e: f"{display(e.name, NAME)}{_by(e)} {outcome_text(e)}",
 }
