@@ -27,7 +27,7 @@ RULES = GROUND | {"protocol"}
 SAID = RULES | {"events", "transport"}
 PLAIN = {"message", "pair"}
 WING = SAID | PLAIN | {"sleap", "journal", "meter"}
-DOORS = {"keras", "keras_controls", "lightning", "loop"}
+DOORS = {"keras", "keras_controls", "lightning", "lightning_controls", "loop"}
 MAY_IMPORT: dict[str, set[str]] = {
     # a room may import itself and these; the floors of the house from the ground up
     "errors": set(),
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": WING,
     **{door: WING | {"train"} for door in DOORS},
     "keras": WING | {"train", "keras_controls"},
+    "lightning": WING | {"train", "lightning_controls"},
     "views": WING | {"watch"},
     "demo": WING | DOORS | {"train", "watch", "views"},
     "cli": WING | {"watch", "views", "demo"},

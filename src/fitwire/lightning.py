@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from fitwire.errors import UsageError
+from fitwire.lightning_controls import Steering, learning_rates
+from fitwire.train.ranks import Ranks
 from fitwire.train.run import Run
 from fitwire.train.samples import SamplePlan, interval, kept
 from fitwire.train.settings import Durability, Mode, Resume, Settings, Wire, new_run_id
@@ -144,6 +146,7 @@ class _Fit:
         rates: Learning rates the batch under way is trained with.
         values: Of the last epoch that ended.
         totals: As last told.
+        steering: Does what watchers ask; None where not every rank can.
     """
 
     readings: _Readings = field(default_factory=_Readings)
@@ -160,6 +163,7 @@ class _Fit:
     rates: dict[str, Any] = field(default_factory=dict[str, Any])
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     totals: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
+    steering: Steering | None = None
 
     def begin_epoch(self) -> None:
         """Nothing of it is known yet."""
@@ -212,7 +216,7 @@ class ZMQProgress(Callback):
         dir: Folder for the journal, in which records wait for a hub; None for the data folder.
         wire: ``"fw"``; ``"pair"`` for a ``PairedReceiver``; ``"sleap"`` for SLEAP's LossViewer.
         wait: Seconds to wait for a hub before training without one.
-        control: Whether watchers may steer; what they ask of this callback is refused in this version.
+        control: Whether watchers may steer: stop, pause, set the learning rate, save a checkpoint, ask for a sample.
         strict: Raise what would be a warning: a bad name or value, or no hub within ``wait``.
         durability: ``"memory"``: a kill of the process may cost what was logged in its last 20 ms; ``"process"``:
             nothing, for a microsecond or two more a call.
@@ -306,6 +310,16 @@ class ZMQProgress(Callback):
         finally:
             if self.run is None or settings.mode == "disabled":
                 self._fit = None
+            # Of every rank, too: what one does not hear, none may do.
+            if trainer.world_size == 1 or trainer.strategy.reduce_boolean_decision(self._fit is not None, all=True):
+                self._steer(trainer, pl_module)
+
+    @_hook
+    def _steer(self, trainer: Any, pl_module: Any) -> None:
+        run, fit = self._open()
+        if trainer.world_size == 1 or Ranks.are_there(trainer.world_size):
+            sample = None if self._plan is None else lambda: self._sample(trainer, pl_module)
+            fit.steering = Steering(run, trainer, sample)
 
     @_hook
     def _begin(self, trainer: Any, pl_module: Any, settings: Settings, shared: str | None) -> None:
@@ -322,6 +336,8 @@ class ZMQProgress(Callback):
         run, fit = self._open()
         fit.totals = _totals(trainer)
         run.describe(totals=fit.totals, model=_model(pl_module), optimizer=_optimizers(trainer.optimizers))
+        if fit.steering is not None:
+            fit.steering.begin()
         fit.readings.epoch(trainer)
         fit.mark = time.monotonic()
 
@@ -350,15 +366,28 @@ class ZMQProgress(Callback):
 
     # -- batches
 
-    @_hook
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Send what was logged after our last batch end, and what a validation within the epoch came to."""
+        """Send what was logged after our last batch end and what a validation came to; do what watchers ask."""
+        self._before_batch(trainer)
+        self._obey(trainer)  # also where the former fails: other ranks may wait here
+
+    @_hook
+    def _obey(self, trainer: Any) -> None:
+        run, fit = self._open()
+        if fit.steering is not None:
+            began = time.monotonic()
+            run.apply()
+            fit.mark += time.monotonic() - began
+            fit.rates = learning_rates(trainer.optimizers)  # at the batch's end a scheduler has set the next one's
+
+    @_hook
+    def _before_batch(self, trainer: Any) -> None:
         run, fit = self._open()
         self._log_rest(trainer)
         if fit.validated:
             fit.validated = False
             run.end_epoch(fit.readings.epoch(trainer), epoch=fit.epoch, step=fit.step)
-        fit.rates = _rates(trainer.optimizers)  # at the batch's end a scheduler has set the next one's
+        fit.rates = learning_rates(trainer.optimizers)  # as above
 
     @_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -406,6 +435,9 @@ class ZMQProgress(Callback):
         self._log_rest(trainer)
         if self._plan is not None and self._plan.every is None:
             self._sample(trainer, pl_module)
+        _, fit = self._open()
+        if fit.steering is not None:
+            fit.steering.epoch_ended()
 
     @_hook
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -510,24 +542,6 @@ def _model(module: Any) -> dict[str, Any]:
 def _optimizers(optimizers: Sequence[Any]) -> Any:
     found = [{"name": type(each).__name__, **getattr(each, "defaults", {})} for each in optimizers]
     return found[0] if len(found) == 1 else found
-
-
-def _rates(optimizers: Sequence[Any]) -> dict[str, Any]:
-    """``learning_rate``; of several, by optimizer and group, named as Lightning's ``LearningRateMonitor`` does."""
-    if len(optimizers) == 1 and len(optimizers[0].param_groups) == 1:
-        return {"learning_rate": optimizers[0].param_groups[0]["lr"]}
-    found: dict[str, Any] = {}
-    names: list[str] = []
-    for optimizer in optimizers:
-        kind = type(optimizer).__name__
-        label = f"{kind}-{names.count(kind)}" if kind in names else kind
-        names.append(kind)
-        for index, group in enumerate(optimizer.param_groups, 1):
-            parts = [label] if len(optimizers) > 1 else []
-            if len(optimizer.param_groups) > 1:
-                parts.append(str(group.get("name") or f"pg{index}"))
-            found["/".join(["learning_rate", *parts])] = group["lr"]
-    return found
 
 
 def _examples(batch: Any) -> int:

@@ -12,12 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fitwire.errors import UsageError
 from fitwire.events import MAX_NAME, CommandStatus
 from fitwire.protocol.commands import Request
 from fitwire.train.values import plain_text
+
+if TYPE_CHECKING:
+    from fitwire.train.ranks import Ranks
 
 __all__ = ["Controls", "Done", "Knob", "make_knob"]
 
@@ -30,6 +33,8 @@ MAX_PAUSE = 3600.0
 """Seconds after which a pause ends by itself, unless it was asked for less."""
 TURN = 0.02
 """Seconds between two looks of a paused training at what it is asked."""
+TOO_LATE = "the training came to no place where it could be done"
+ENDS_A_PAUSE = frozenset({"stop", "stop_after_epoch"})
 
 KINDS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 
@@ -172,6 +177,7 @@ class Controls:
 
     Attributes:
         paused: Whether the training holds.
+        ranks: With whom it carries things out, at the same step; None when it is alone.
     """
 
     def __init__(
@@ -182,6 +188,7 @@ class Controls:
         describe: Callable[[dict[str, Any]], None],
     ) -> None:
         self.paused = False
+        self.ranks: Ranks | None = None
         self._allowed = allowed
         self._attend, self._tell, self._describe = attend, tell, describe
         self._handlers: dict[str, Handler] = {}
@@ -244,12 +251,17 @@ class Controls:
 
     def check(self, command: Request) -> str | None:
         """Why a command cannot be carried out; None when it can."""
+        if len(self._waiting) >= MAX_WAITING:
+            return f"{len(self._waiting)} commands wait already"
+        return self._objection(command)
+
+    def _objection(self, command: Request) -> str | None:
         if not self._allowed:
             return "this training is not to be steered (control=False)"
         if self._over:
             return f"the run has {self._over}"
-        if len(self._waiting) >= MAX_WAITING:
-            return f"{len(self._waiting)} commands wait already"
+        if self.ranks is not None and self.ranks.why:
+            return self.ranks.why
         name = command.name
         if name == "set":
             return self._check_set(command.arguments)
@@ -294,6 +306,10 @@ class Controls:
         try:
             left: list[Request] = []
             self._attend(False)
+            if self.ranks is not None:
+                for command in self._agreed(self.ranks)[0]:
+                    self._carry_out(command)
+                return
             while self._waiting:
                 command = self._waiting.popleft()
                 if command.name in but and time.monotonic() <= command.deadline:
@@ -306,11 +322,29 @@ class Controls:
         finally:
             self._applying = False
 
+    def _agreed(self, ranks: Ranks, hold: bool = False) -> tuple[list[Request], bool]:
+        """What all ranks are to do now, and whether they hold on; rank 0 says what comes too late."""
+        waiting: list[Request] = []
+        while self._waiting:
+            command = self._waiting.popleft()
+            if time.monotonic() > command.deadline:
+                self._tell(command, Done(status="expired", reason=TOO_LATE))
+            elif ranks.rank:
+                self._tell(command, Done(status="refused", reason="rank 0 is to be asked"))
+            else:
+                waiting.append(command)
+        agreed, holding = ranks.agree(waiting, hold)
+        if ranks.why:
+            for command in waiting:
+                self._tell(command, Done(status="refused", reason=ranks.why))
+            return [], False
+        return agreed, holding
+
     def _carry_out(self, command: Request) -> None:
         if time.monotonic() > command.deadline:
-            self._tell(command, Done(status="expired", reason="the training came to no place where it could be done"))
+            self._tell(command, Done(status="expired", reason=TOO_LATE))
             return
-        reason = self.check(command) if not self._over else f"the run has {self._over}"
+        reason = self._objection(command)
         if reason is not None:
             self._tell(command, Done(status="refused", reason=reason))
             return
@@ -350,13 +384,20 @@ class Controls:
         self.paused = True
         until = time.monotonic() + seconds
         try:
-            while self.paused and time.monotonic() < until and not self._over:
-                while self._waiting and self.paused:
-                    following = self._waiting.popleft()
-                    self._carry_out(following)
-                    if following.name in ("stop", "stop_after_epoch"):
+            while self.paused:
+                hold = time.monotonic() < until and not self._over
+                following: list[Request] = []
+                if self.ranks is not None:
+                    following, hold = self._agreed(self.ranks, hold)
+                elif hold and self._waiting:
+                    following = [self._waiting.popleft()]
+                for request in following:
+                    self._carry_out(request)
+                    if request.name in ENDS_A_PAUSE:
                         self.paused = False
-                time.sleep(TURN)
+                self.paused = self.paused and hold
+                if self.paused and (self.ranks is not None or not self._waiting):
+                    time.sleep(TURN)
         finally:
             self.paused = False
 

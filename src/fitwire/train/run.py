@@ -127,7 +127,7 @@ class Run(Steered):
         self._aside = True  # whether a call of `log` leaves the hot path: not to be heard, or to be timed
         self._step: int = -1
         self._stop = False
-        self._begin_steering(settings.control and not self._mute and settings.wire != "pair")
+        self._begin_steering(settings.control and not self._mute and settings.wire != "pair", size - 1)
         self._copied = self._told = False
         self._reason = ""
         self._ending = threading.RLock()

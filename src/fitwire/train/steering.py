@@ -12,6 +12,7 @@ from typing import Any
 
 from fitwire.protocol.commands import Request
 from fitwire.train.controls import Controls, Done, Knob, make_knob
+from fitwire.train.ranks import Ranks
 
 __all__ = ["Steered"]
 
@@ -30,10 +31,14 @@ class Steered:
     controls: Controls
     thread: threading.Thread
     wants_attention: bool = False
+    rank: int
     _stop: bool = False
     _own_loop: bool = False
+    _others: int = 0
+    _willing: bool = True
 
-    def _begin_steering(self, allowed: bool) -> None:
+    def _begin_steering(self, allowed: bool, others: int) -> None:
+        self._others, self._willing = others, allowed
         self.controls = Controls(allowed, self._attend, self._tell_outcome, self._say_controls)
 
     def _tell_taken(self, request: Request) -> None:
@@ -43,6 +48,9 @@ class Steered:
         raise NotImplementedError
 
     def _say_controls(self, specs: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _warn(self, kind: str, sentence: str) -> None:
         raise NotImplementedError
 
     def _attend(self, wanted: bool) -> None:
@@ -112,14 +120,36 @@ class Steered:
         self.controls.add_action(name, function)
 
     def apply(self) -> None:
-        """Carry out now what watchers have asked for; for a place in the loop where nothing is half done."""
+        """Carry out now what watchers have asked for; for a place in the loop where nothing is half done.
+
+        With several ranks that ``torch.distributed`` has brought together each of them calls it once a step, and all
+        carry out the same before the same step. Then it is the only place where anything is carried out.
+        """
+        if self._others:
+            self._meet()
+            ranks = self.controls.ranks
+            if ranks is not None:
+                if ranks.due():
+                    self.controls.apply()
+                return
         if self.wants_attention:
             self.controls.apply(but=STOPS if self._own_loop else frozenset())
 
+    def _meet(self) -> None:
+        """Bring the ranks together at the first call, if torch has."""
+        if self.controls.ranks is None:
+            if Ranks.are_there(self._others + 1):
+                self.controls.ranks = Ranks(self.rank, self._willing, lambda sentence: self._warn("ranks", sentence))
+            else:
+                self._others = 0  # each is alone
+
     @property
     def stop_requested(self) -> bool:
-        """Whether a watcher has asked for this training to end; reading it costs next to nothing."""
-        if self.wants_attention:
+        """Whether a watcher has asked for this training to end; reading it costs next to nothing.
+
+        With several ranks it changes in :meth:`apply`, on all of them at the same step.
+        """
+        if self.wants_attention and not self._others:
             self.controls.apply()
         return self._stop
 
@@ -133,5 +163,5 @@ class Steered:
         return Done(reason="the loop ends where it asks")
 
     def _apply_in_log(self) -> None:
-        if self._own_loop and threading.current_thread() is self.thread:
+        if self._own_loop and not self._others and threading.current_thread() is self.thread:
             self.apply()
