@@ -1,7 +1,8 @@
 """Lightning trainings that tests steer from outside: ``lightning_steered_program.py KIND FOLDER``.
 
 ``alone``: a fit that nobody watches, the same one watched, and a long one to be stopped. ``ddp``: a long one on two
-ranks. ``loop``: two processes of torchrun with a loop of their own. What came of them is written to ``FOLDER``.
+ranks. ``loop``: two processes of torchrun with a loop of their own; ``one``: only one of them is watched. What came of
+them is written to ``FOLDER``.
 """
 
 from __future__ import annotations
@@ -92,9 +93,10 @@ def loop() -> None:
 
     dist.init_process_group("gloo")
     rank, rates, begun = dist.get_rank(), [], []
-    with fitwire.init(name="loop", wait=20) as run:
+    mode = "disabled" if rank and KIND == "one" else "online"
+    with fitwire.init(name=KIND, wait=20, mode=mode) as run:
         lr = run.knob("lr", 0.01, low=0.0, high=1.0)
-        for step in range(100_000):
+        for step in range(300 if KIND == "one" else 100_000):
             run.apply()
             if run.stop_requested:
                 break
@@ -109,4 +111,4 @@ def loop() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    {"alone": alone, "ddp": ddp, "loop": loop}[KIND]()
+    {"alone": alone, "ddp": ddp, "loop": loop, "one": loop}[KIND]()

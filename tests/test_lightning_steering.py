@@ -28,7 +28,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
 def start(kind: str, folder: Path) -> subprocess.Popen[bytes]:
-    launcher = TORCHRUN if kind == "loop" else ()
+    launcher = TORCHRUN if kind in ("loop", "one") else ()
     return subprocess.Popen([sys.executable, *launcher, str(PROGRAM), kind, str(folder)])
 
 
@@ -117,6 +117,24 @@ def test_every_rank_does_it_before_the_same_step(kind: str, tmp_path: Path) -> N
         assert steps[0] == steps[1] and len(steps[0]) == (21 if kind == "ddp" else 19)
         record = [command for command in run.commands if command.what == "stop"]
         assert [command.status for command in record] == ["applied"]
+
+
+def test_where_one_rank_is_not_watched_none_obeys(tmp_path: Path) -> None:
+    """Refused with the reason; neither rank waits for the other for ever."""
+    with Monitor() as monitor:
+        training = start("one", tmp_path)
+        try:
+            run = monitor.wait_for_run("one", timeout=120)
+            under_way(run)
+            outcome = run.stop()
+            run.wait(timeout=60)
+            assert training.wait(60) == 0
+        finally:
+            training.terminate()
+            training.wait()
+
+    assert outcome.status == "refused" and "not every rank" in outcome.reason
+    assert [json.loads((tmp_path / f"{rank}.json").read_text())["batches"] for rank in (0, 1)] == [300, 300]
 
 
 class Asks(pl.Callback):
