@@ -26,6 +26,7 @@ COMMANDS = {
     "tail": "look",
     "get": "look",
     "wait": "wait",
+    "alert": "alert",
     "stop": "ask",
     "set": "ask",
     "checkpoint": "ask",

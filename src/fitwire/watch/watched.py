@@ -355,18 +355,13 @@ class WatchedRun(Asking):
             UsageError: ``until`` is not of that form.
         """
         condition = parse_condition(until) if until is not None else None
-        looked: tuple[History | None, dict[Columns, int]] = (None, {})
+        seek = None if condition is None else self.seek(condition.name, condition.first_met)
 
         def look() -> float | Literal[True] | None:
-            nonlocal looked
             line = self._line  # before the values: with the end, the last of them is there
-            if condition is None:
+            if seek is None:
                 return True if line["settled"] and State(line["state"]).ended else None
-            backend, history = self._desk.history(self._run)
-            if history is not looked[0]:
-                looked = (history, {})
-            with backend.changed:
-                met = history.first_met(condition.name, condition.first_met, looked[1])
+            met = seek()
             return True if met is None and State(line["state"]).ended else met
 
         found = self._desk.wait_for(look, timeout)
@@ -379,6 +374,28 @@ class WatchedRun(Asking):
         if found is True:
             raise ConditionNotMet(self.name, str(condition), str(self.state), self.latest(condition.name))
         return found
+
+    def seek(self, metric: str, first: Callable[[Array], float | None]) -> Callable[[], float | None]:
+        """Look for a value among all that are told of a metric, each once.
+
+        Args:
+            metric: Its name.
+            first: Given values, float64 ``(n,)``, gives the one looked for, or None.
+
+        Returns:
+            A function that looks through what came since it was last called, at first through all.
+        """
+        looked: tuple[History | None, dict[Columns, int]] = (None, {})
+
+        def look() -> float | None:
+            nonlocal looked
+            backend, history = self._desk.history(self._run)
+            if history is not looked[0]:
+                looked = (history, {})
+            with backend.changed:
+                return history.first_met(metric, first, looked[1])
+
+        return look
 
     # -- taking it away
 
