@@ -106,6 +106,7 @@ def test_no_record_whose_call_returned_is_lost_by_a_kill(tmp_path: Path, keeps_u
     # Forks of a process that has no thread: one that has may hand its child a lock that nobody will ever release.
     nursery = multiprocessing.get_context("forkserver")
     nursery.set_forkserver_preload([__name__])
+    laps = 3 * SMALL // ROW_BYTES if keeps_up else 100
     longest = 0
     for kill in range(KILLS // 2):
         folder = tmp_path / str(kill)
@@ -113,10 +114,9 @@ def test_no_record_whose_call_returned_is_lost_by_a_kill(tmp_path: Path, keeps_u
         ledger = Ledger(tmp_path / f"ledger-{kill}")
         child = nursery.Process(target=train_until_killed, args=(folder, ledger.path, keeps_up))
         child.start()
-        end = time.monotonic() + 60.0
-        while ledger[RETURNED] < 1 and time.monotonic() < end:
-            time.sleep(0.001)
-        time.sleep(chance.random() * 0.06)
+        end, enough = time.monotonic() + 60.0, chance.randrange(1, 4 * laps)
+        while ledger[RETURNED] < enough and time.monotonic() < end:
+            time.sleep(0.0005)
         child.kill()
         child.join()
         returned, begun, taken = ledger[RETURNED], ledger[BEGUN], ledger[TAKEN]
@@ -135,7 +135,7 @@ def test_no_record_whose_call_returned_is_lost_by_a_kill(tmp_path: Path, keeps_u
         assert len(under_way) <= 1
         assert not set(faults) - {"held"}
         longest = max(longest, returned)
-    assert longest > (3 * SMALL // ROW_BYTES if keeps_up else 100)  # several laps
+    assert longest > laps
 
 
 def test_what_returned_on_many_threads_keeps_the_queues_order(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ class Stage:
         until_then = time.monotonic() + timeout
         while time.monotonic() < until_then:
             idle = not self.journals()  # asked first: what it held is in the store before it goes
-            if self.store.exists() and (not self._verdict().lost or idle):
+            if self.store.exists() and (idle or not self._verdict().lost):
                 break
             time.sleep(0.2)
         return self.judge()
