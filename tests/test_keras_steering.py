@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ keras = pytest.importorskip("keras")
 
 from fitwire import Monitor, WatchedRun  # noqa: E402
 from fitwire.keras import ZMQProgress  # noqa: E402
-from fitwire.protocol.commands import Request  # noqa: E402
 from helpers import until  # noqa: E402
 from keras_models import BACKEND, line, points, uncounted  # noqa: E402
+from watching import ask_inside, held  # noqa: E402
 
 pytestmark = [
     pytest.mark.framework,
@@ -31,19 +30,6 @@ PROGRAM = Path(__file__).with_name("keras_steered_program.py")
 
 def under_way(run: WatchedRun) -> None:
     until(lambda: "loss" in run.metrics and "stop" in run.controls and "lr" in run.controls, 60)
-
-
-def held(run: WatchedRun) -> None:
-    """Pause for three seconds; in the last two of them the step stands still."""
-    outcome = run.pause(max_pause=60)
-    assert outcome.status == "applied", outcome
-    time.sleep(1)
-    before = run.progress.step
-    time.sleep(2)
-
-    assert run.state == "paused"
-    assert run.progress.step == before == outcome.step
-    assert run.unpause().status == "applied"
 
 
 def steered(run: WatchedRun, folder: Path) -> int:
@@ -80,7 +66,8 @@ def test_a_fit_does_what_another_process_asks_of_it_and_says_so(tmp_path: Path) 
         try:
             run = monitor.wait_for_run("paused", timeout=120)
             under_way(run)
-            held(run)
+            outcome, stood = held(run)
+            assert outcome.step == stood
             run = monitor.wait_for_run("steered", timeout=120)
             under_way(run)
             step = steered(run, tmp_path)
@@ -119,11 +106,7 @@ class Asks(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.batches += 1
         if self.batches == self.at:
-            deadline = time.monotonic() + 60
-            request = Request(client="0" * 32, number=1, name=self.command, arguments=self.arguments, deadline=deadline)
-            run = self.watcher.run
-            assert run is not None
-            run.take(request, run.refusal(request))
+            ask_inside(self.watcher.run, self.command, self.arguments)
 
 
 def asked(command: str, *, model: Any = None, control: bool = True, **arguments: Any) -> tuple[int, Any]:

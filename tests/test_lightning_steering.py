@@ -17,9 +17,9 @@ pl = pytest.importorskip("lightning.pytorch")
 from fitwire import Monitor, WatchedRun  # noqa: E402
 from fitwire.events import CommandDone  # noqa: E402
 from fitwire.lightning import ZMQProgress  # noqa: E402
-from fitwire.protocol.commands import Request  # noqa: E402
 from helpers import until  # noqa: E402
 from lightning_models import QUIET, Regression, loader  # noqa: E402
+from watching import ask_inside, held  # noqa: E402
 
 pytestmark = [pytest.mark.framework, pytest.mark.filterwarnings("ignore")]
 
@@ -34,19 +34,6 @@ def start(kind: str, folder: Path) -> subprocess.Popen[bytes]:
 
 def under_way(run: WatchedRun) -> None:
     until(lambda: "loss" in run.metrics and {"stop", "lr"} <= set(run.controls), 120)
-
-
-def held(run: WatchedRun) -> None:
-    """Pause for three seconds; in the last two of them the step stands still."""
-    outcome = run.pause(max_pause=60)
-    assert outcome.status == "applied", outcome
-    time.sleep(1)
-    before = run.progress.step
-    time.sleep(2)
-
-    assert run.state == "paused"
-    assert run.progress.step == before
-    assert run.unpause().status == "applied"
 
 
 def test_a_fit_does_what_another_process_asks_of_it_and_says_so(tmp_path: Path) -> None:
@@ -155,11 +142,7 @@ class Asks(pl.Callback):
             self._ask()
 
     def _ask(self) -> None:
-        deadline = time.monotonic() + 60
-        request = Request(client="0" * 32, number=1, name=self.command, arguments=self.arguments, deadline=deadline)
-        run = self.watcher.run
-        assert run is not None
-        run.take(request, run.refusal(request))
+        ask_inside(self.watcher.run, self.command, self.arguments)
 
 
 class Constant(Regression):

@@ -8,15 +8,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 
 from fitwire.events import Event, Per, RunEnded, RunStarted, Sample, encode_event
 from fitwire.protocol.blocks import BULK, RECORDS, Block, Identity, Message, decode_message, encode_block
+from fitwire.protocol.commands import Request
 from fitwire.train.packer import Packer, Row
+from fitwire.train.run import Run
+from fitwire.watch.commands import Outcome
 from fitwire.watch.history import History, sample_ref
 from fitwire.watch.store import Store
+from fitwire.watch.watched import WatchedRun
 
 RUN = bytes(range(16))
 T0 = 1_700_000_000.0
@@ -160,3 +165,24 @@ def child(code: str, *arguments: str | Path) -> Iterator[Child]:
         yield made
     finally:
         made.close()
+
+
+def held(run: WatchedRun) -> tuple[Outcome, int | None]:
+    """Pause a run for three seconds, in the last two of which its step stands still; gives outcome and step."""
+    outcome = run.pause(max_pause=60)
+    assert outcome.status == "applied", outcome
+    sleep(1)
+    before = run.progress.step
+    sleep(2)
+
+    assert run.state == "paused"
+    assert run.progress.step == before
+    assert run.unpause().status == "applied"
+    return outcome, before
+
+
+def ask_inside(run: Run | None, command: str, arguments: dict[str, Any]) -> None:
+    """Ask a training of this process, as its I/O thread does when a command came."""
+    assert run is not None
+    request = Request(client="0" * 32, number=1, name=command, arguments=arguments, deadline=monotonic() + 60)
+    run.take(request, run.refusal(request))

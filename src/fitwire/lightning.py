@@ -378,7 +378,7 @@ class ZMQProgress(Callback):
             began = time.monotonic()
             run.apply()
             fit.mark += time.monotonic() - began
-            fit.rates = learning_rates(trainer.optimizers)  # at the batch's end a scheduler has set the next one's
+        fit.rates = learning_rates(trainer.optimizers)  # at the batch's end a scheduler has set the next one's
 
     @_hook
     def _before_batch(self, trainer: Any) -> None:
@@ -387,7 +387,6 @@ class ZMQProgress(Callback):
         if fit.validated:
             fit.validated = False
             run.end_epoch(fit.readings.epoch(trainer), epoch=fit.epoch, step=fit.step)
-        fit.rates = learning_rates(trainer.optimizers)  # as above
 
     @_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from fitwire.cli.faults import FAILED, TIMED_OUT
-from fitwire.cli.shared import address_option, as_json, json_option, outcome_text, store_option
+from fitwire.cli.shared import address_option, as_json, json_option, outcome_text, store_option, wire_options
 from fitwire.errors import UsageError
 from fitwire.protocol.commands import EXPIRES, MAX_EXPIRES
 from fitwire.views.display import NAME, display
@@ -36,14 +36,9 @@ def _asking(command: Verb) -> Verb:
     return timeout(address_option(store_option(json_option(command))))
 
 
-def _sleap(command: Verb) -> Verb:
-    """For what an unmodified SLEAP training understands."""
-    wire = "sleap: ask an unmodified SLEAP or sleap-nn training, with no hub; RUN is left out."
-    listen = "With --wire sleap, the training's two ports. Default: tcp://127.0.0.1:9001,9000."
-    command = click.option("--listen", metavar="ADDRESS", help=listen)(command)
-    return click.option("--wire", type=click.Choice(["fw", "sleap"]), default="fw", show_default=True, help=wire)(
-        command
-    )
+_sleap = wire_options(
+    "ask an unmodified SLEAP or sleap-nn training, with no hub; RUN is left out.", "the training's two ports"
+)
 
 
 def _ask(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fitwire.cli.shared import as_json, json_option, store_option, wire_options
+from fitwire.cli.shared import as_json, hear_options, json_option, store_option
 from fitwire.errors import LinkError, UsageError
 from fitwire.transport.address import Address, resolve
 from fitwire.watch.hub import Hub
@@ -29,7 +29,7 @@ LOOK = 0.5
 @click.command()
 @click.argument("address", required=False)
 @click.option("--where", is_flag=True, help="Print the path of the socket (or the TCP address) and do nothing else.")
-@wire_options
+@hear_options
 @store_option
 @json_option
 def hub(address: str | None, where: bool, wire: str, listen: str | None, store: str | None, as_json_: bool) -> None:

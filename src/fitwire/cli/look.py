@@ -187,10 +187,8 @@ def _bounds(spec: Mapping[str, Any]) -> str:
     if spec.get("choices"):
         return f"  one of {display_value(spec['choices'], 300)}"
     low, high = spec.get("low"), spec.get("high")
-    told = ([] if low is None else [f"from {display_value(low)}"]) + (
-        [] if high is None else [f"to {display_value(high)}"]
-    )
-    return f"  {' '.join(told)}" if told else ""
+    told = [f" {word} {display_value(bound)}" for word, bound in (("from", low), ("to", high)) if bound is not None]
+    return f" {''.join(told)}" if told else ""
 
 
 def _print_commands(grid: Table, commands: Sequence[CommandRecord]) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "console",
     "event_json",
     "event_line",
+    "hear_options",
     "json_option",
     "meter_json",
     "outcome_text",
@@ -71,14 +72,26 @@ def store_option(command: Verb) -> Verb:
     return click.option("--store", type=click.Path(dir_okay=False), help=text)(command)
 
 
-def wire_options(command: Verb) -> Verb:
-    """``--wire`` and ``--listen``, for commands that hear SLEAP's own trainings too."""
-    wire = "sleap: hear SLEAP's own trainings too, in place of its LossViewer."
-    listen = "With --wire sleap, where they send to and listen. Default: tcp://127.0.0.1:9001,9000."
-    command = click.option("--listen", metavar="ADDRESS", help=listen)(command)
-    return click.option("--wire", type=click.Choice(["fw", "sleap"]), default="fw", show_default=True, help=wire)(
-        command
-    )
+def wire_options(wire: str, listen: str) -> Callable[[Verb], Verb]:
+    """``--wire`` and ``--listen``, for commands that know SLEAP's own trainings too.
+
+    Args:
+        wire: What ``--wire sleap`` does.
+        listen: What ``--listen`` then names.
+    """
+
+    def options(command: Verb) -> Verb:
+        where = f"With --wire sleap, {listen}. Default: tcp://127.0.0.1:9001,9000."
+        command = click.option("--listen", metavar="ADDRESS", help=where)(command)
+        choice = click.Choice(["fw", "sleap"])
+        return click.option("--wire", type=choice, default="fw", show_default=True, help=f"sleap: {wire}")(command)
+
+    return options
+
+
+hear_options = wire_options(
+    "hear SLEAP's own trainings too, in place of its LossViewer.", "where they send to and listen"
+)
 
 
 def json_option(command: Verb) -> Verb:

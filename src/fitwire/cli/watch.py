@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from fitwire.cli.shared import as_json, console, json_option, meter_json, run_json, store_option, wire_options
+from fitwire.cli.shared import as_json, console, hear_options, json_option, meter_json, run_json, store_option
 from fitwire.errors import UnknownRun
 from fitwire.views.text import watch_live, watch_plain
 from fitwire.watch.monitor import Monitor, WatchedRun
@@ -69,7 +69,7 @@ def _goes_on(run: WatchedRun) -> bool:
 @click.argument("address", required=False)
 @click.option("--run", "ref", metavar="RUN", help='Only this run: a name, the beginning of an id, or "last".')
 @click.option("--until-end", is_flag=True, help="End when what is watched has ended; else Ctrl-C ends it.")
-@wire_options
+@hear_options
 @store_option
 @json_option
 def watch(

@@ -22,7 +22,7 @@ from fitwire.train.values import plain_text
 if TYPE_CHECKING:
     from fitwire.train.ranks import Ranks
 
-__all__ = ["Controls", "Done", "Knob", "make_knob"]
+__all__ = ["STOPS", "Controls", "Done", "Knob", "make_knob"]
 
 MAX_WAITING = 256
 """Commands that wait for a batch boundary; a person asks for one, a script for some."""
@@ -34,7 +34,8 @@ MAX_PAUSE = 3600.0
 TURN = 0.02
 """Seconds between two looks of a paused training at what it is asked."""
 TOO_LATE = "the training came to no place where it could be done"
-ENDS_A_PAUSE = frozenset({"stop", "stop_after_epoch"})
+STOPS = frozenset({"stop", "stop_after_epoch"})
+"""They end a pause; in a loop of one's own they wait until it asks whether to stop."""
 
 KINDS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 
@@ -393,7 +394,7 @@ class Controls:
                     following = [self._waiting.popleft()]
                 for request in following:
                     self._carry_out(request)
-                    if request.name in ENDS_A_PAUSE:
+                    if request.name in STOPS:
                         self.paused = False
                 self.paused = self.paused and hold
                 if self.paused and (self.ranks is not None or not self._waiting):

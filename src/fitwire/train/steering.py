@@ -11,13 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fitwire.protocol.commands import Request
-from fitwire.train.controls import Controls, Done, Knob, make_knob
+from fitwire.train.controls import STOPS, Controls, Done, Knob, make_knob
 from fitwire.train.ranks import Ranks
 
 __all__ = ["Steered"]
-
-STOPS = frozenset({"stop", "stop_after_epoch"})
-"""In a loop of one's own they wait until it asks whether to stop."""
 
 
 class Steered:
